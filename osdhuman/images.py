@@ -1,0 +1,314 @@
+"""Pictures on disk and tensors in memory; the only place that knows files, uint8 and uint16.
+
+In memory a picture is float32 RGB in [0,1]. What the network cannot carry (alpha, grey, bit depth, colour profile)
+stays beside it in a `Picture`, so that writing gives back the same kind of picture that was read.
+"""
+
+import io
+import os
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # what a folder is searched for
+JPEG_QUALITY = WEBP_QUALITY = 95
+LUMA = (0.299, 0.587, 0.114)  # BT.601, as Pillow converts RGB to grey
+
+Kernel = Literal["bilinear", "bicubic", "area"]
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written: `path` and `reason`."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(path, reason)  # both as arguments, so that it survives pickling between processes
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, upright, as float32 tensors in [0,1], with all that is needed to write it back in kind.
+
+    `rgb` (3,H,W): where alpha is zero it holds the colour of the nearest visible pixels, so that no filter can draw
+    the hidden colour into the visible part. `alpha` (1,H,W) or None, straight (not premultiplied). `gray`: one channel
+    in the file; `bits`: 8 or 16; `icc`: the profile's bytes, kept when they describe the channels that are written.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    gray: bool = False
+    bits: int = 8
+    icc: bytes | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def load_rgb(path: str | Path) -> Tensor:
+    """Read any picture as float32 RGB (3,H,W) in [0,1], upright, transparent parts over white.
+
+    Raises ImageError(path, reason).
+    """
+    picture = read_picture(path)
+    if picture.alpha is None:
+        return picture.rgb
+    return picture.rgb * picture.alpha + (1 - picture.alpha)
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read one picture of any usual format and mode: EXIF rotation applied, first frame of an animation.
+
+    Palette pictures become RGB, CMYK and Lab are converted to sRGB by their profile, 1-bit becomes grey. Raises
+    ImageError(path, reason) for a file that is missing, damaged, too large to be honest, or not a picture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(path, "is a folder, expected a picture" if path.is_dir() else "file does not exist")
+    try:
+        with Image.open(path) as image:
+            return _read(image, path)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(path, "does not fit into memory") from None
+    except Exception as error:  # decoders raise nearly anything on a damaged file: OSError, SyntaxError, struct.error
+        raise ImageError(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture that can be read (unknown or damaged format)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels to be opened safely ({error})"
+    return f"damaged or unsupported ({type(error).__name__}: {error})"
+
+
+def _read(image: Image.Image, path: Path) -> Picture:
+    bits = _bits(image, path)
+    white_is_zero = bits == 16 and getattr(image, "tag_v2", {}).get(262) == 0
+    image.load()  # finds a truncated file, which OpenCV would read with a grey rest
+    icc = image.info.get("icc_profile")
+    if image.mode in ("I", "F"):
+        raise ImageError(path, f"pixels of mode {image.mode} (32 bits) have no fixed range: save with 8 or 16 bits")
+    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+    if bits == 16:
+        pixels = _upright16(image, path)
+        pixels = 65535 - pixels if white_is_zero else pixels
+    else:
+        image, icc = _plain_mode(ImageOps.exif_transpose(image), gray, icc)
+        pixels = np.asarray(image)
+    return _picture(pixels, gray, bits, icc)
+
+
+def _bits(image: Image.Image, path: Path) -> int:
+    """Bits per channel in the file, 8 or 16: Pillow reduces 16-bit colour to 8 without saying so."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return 16 if file.read(25)[24] == 16 else 8  # IHDR: signature 8, length 4, name 4, width 4, height 4, depth
+    depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF BitsPerSample
+    return 16 if max(depths if isinstance(depths, tuple) else (depths,)) == 16 else 8
+
+
+def _upright16(image: Image.Image, path: Path) -> np.ndarray:
+    """uint16 (H,W) or (H,W,4|3) in RGB(A) order. Pillow reads 16-bit grey only; the rest is OpenCV's."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+    import cv2
+
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ImageError(path, "this kind of 16-bit picture cannot be decoded")
+    if image.format == "PNG":  # OpenCV turns a TIFF upright here, but not a PNG
+        pixels = _turn(pixels, image.getexif().get(0x0112, 1))
+    pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]]
+    if getattr(image, "tag_v2", {}).get(338) in (1, (1,)):  # TIFF ExtraSamples 1: colours are premultiplied
+        alpha = np.maximum(pixels[..., 3:], 1).astype(np.float32)
+        colours = np.minimum(pixels[..., :3] / alpha, 1) * 65535
+        pixels = np.concatenate([colours.round().astype(np.uint16), pixels[..., 3:]], axis=-1)
+    return pixels
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation: 5 to 8 have rows and columns exchanged, the others are flips."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _plain_mode(image: Image.Image, gray: bool, icc: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """8-bit picture of any mode -> L, LA, RGB or RGBA, and the profile that still describes it."""
+    if image.mode in ("CMYK", "LAB"):
+        return _to_srgb(image, icc), None
+    alpha = "A" if image.has_transparency_data else ""
+    if image.mode in ("La", "RGBa", "P", "PA") and alpha:  # Pillow converts these to RGBA only
+        image = image.convert("RGBA")
+    return image.convert(("L" if gray else "RGB") + alpha), icc
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    if image.mode == "CMYK" and not icc:
+        return image.convert("RGB")
+    source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc)
+    try:
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except ImageCms.PyCMSError:  # a damaged profile must not cost the picture
+        return image.convert("RGB")
+
+
+def _picture(pixels: np.ndarray, gray: bool, bits: int, icc: bytes | None) -> Picture:
+    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1)).astype(np.float32))
+    planes /= 2**bits - 1
+    rgb, alpha = (planes[:-1], planes[-1:]) if planes.shape[0] in (2, 4) else (planes, None)
+    rgb = rgb.expand(3, -1, -1).contiguous() if rgb.shape[0] == 1 else rgb
+    if alpha is not None:
+        rgb = fill_hidden(rgb, alpha)
+    return Picture(rgb, alpha, gray, bits, icc if icc and icc[16:20] == (b"GRAY" if gray else b"RGB ") else None)
+
+
+def fill_hidden(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Replace the colour (3,H,W) of pixels with alpha (1,H,W) zero by that of visible pixels around them.
+
+    A pyramid of alpha-weighted means is built down to one pixel and read back from coarse to fine; visible pixels keep
+    their exact colour. A picture without any visible pixel is returned as it is.
+    """
+    if bool((alpha > 0).all()) or not bool((alpha > 0).any()):
+        return rgb
+    levels = [(rgb * alpha, alpha)]
+    while levels[-1][0].shape[-2:] != (1, 1):
+        levels.append(tuple(F.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in levels[-1]))
+    colour = levels[-1][0] / levels[-1][1]
+    for premultiplied, weight in reversed(levels[:-1]):
+        coarse = F.interpolate(colour[None], size=weight.shape[-2:], mode="bilinear", align_corners=False)[0]
+        colour = torch.where(weight > 0, premultiplied / weight.clamp_min(1e-12), coarse)
+    return torch.where(alpha > 0, rgb, colour)
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def save_png(path: str | Path, image: Tensor) -> None:
+    """Write (3,H,W) or (1,3,H,W) in [0,1] as an 8-bit PNG, rounded; the file appears whole or not at all."""
+    rgb = image.detach()[0] if image.ndim == 4 and image.shape[0] == 1 else image.detach()
+    if rgb.ndim != 3 or rgb.shape[0] != 3:
+        raise ValueError(f"save_png expects one image (3,H,W) or (1,3,H,W), got {tuple(image.shape)}")
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"save_png writes PNG: the name must end in .png, got {path}")
+    write_picture(path, Picture(rgb))
+
+
+def write_picture(path: str | Path, picture: Picture) -> None:
+    """Write a picture as the suffix of `path` says, rounded; the file appears whole or not at all.
+
+    PNG keeps everything, 16 bits too. TIFF, BMP, WebP and JPEG get 8 bits, JPEG (quality 95, full colour resolution)
+    loses alpha over white. Raises ImageError where the format cannot hold the picture (WebP: 16383 pixels a side).
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(path, f"unknown format; the name must end in one of {', '.join(SUFFIXES)}")
+    try:
+        data = _encode(path.suffix.lower(), picture)
+    except (OSError, ValueError) as error:
+        raise ImageError(path, f"cannot be written ({error})") from error
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name in the folder of `path`; rename it to `path` on success, remove it on an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".{uuid.uuid4().hex[:12]}.part"  # short: the picture's own name may be as long as allowed
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encode(suffix: str, picture: Picture) -> bytes:
+    planes = [_luma(picture.rgb) if picture.gray else picture.rgb]
+    if picture.alpha is not None and suffix in (".jpg", ".jpeg"):
+        planes = [planes[0] * picture.alpha + (1 - picture.alpha)]
+    elif picture.alpha is not None:
+        planes.append(picture.alpha)
+    bits = picture.bits if suffix == ".png" else 8
+    pixels = torch.cat([p.float().cpu().clamp(0, 1) for p in planes]).permute(1, 2, 0).mul(2**bits - 1).round()
+    if bits == 16:
+        return _png16(pixels.numpy().astype(np.uint16), picture.icc)
+    image = Image.fromarray(pixels.to(torch.uint8).squeeze(-1).numpy())
+    if suffix == ".bmp" and image.mode == "LA":
+        image = image.convert("RGBA")
+    buffer = io.BytesIO()
+    image.save(buffer, **_options(suffix), icc_profile=picture.icc)
+    return buffer.getvalue()
+
+
+def _luma(rgb: Tensor) -> Tensor:
+    """Grey (1,H,W) of RGB; equal channels stay exactly equal to it after rounding."""
+    return sum(w * c for w, c in zip(LUMA, rgb, strict=True))[None]
+
+
+def _options(suffix: str) -> dict:
+    return {
+        ".png": {"format": "PNG"},
+        ".bmp": {"format": "BMP"},
+        ".webp": {"format": "WEBP", "quality": WEBP_QUALITY},
+        ".tif": {"format": "TIFF", "compression": "tiff_adobe_deflate"},
+        ".jpg": {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0},
+    }[{".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)]
+
+
+def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
+    """uint16 (H,W,1|2|3|4) as PNG: Pillow has no 16-bit colour, and OpenCV neither grey with alpha nor a profile."""
+    height, width, channels = pixels.shape
+    colour_type = {1: 0, 3: 2, 2: 4, 4: 6}[channels]
+    rows = np.ascontiguousarray(pixels, ">u2").view(np.uint8).reshape(height, -1)
+    up = np.concatenate([rows[:1], rows[1:] - rows[:-1]])  # filter 2: differences between rows, modulo 256
+    rows = np.concatenate([np.full((height, 1), 2, np.uint8), up], axis=1)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
+            chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b"",
+            chunk(b"IDAT", zlib.compress(rows.tobytes())),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- resizing
+
+
+def resize(image: Tensor, size: tuple[int, int], kernel: Kernel = "bicubic") -> Tensor:
+    """Resize (B,C,H,W) in [0,1] to `size` = (height, width), antialiased when shrinking, clamped to [0,1].
+
+    Bilinear and bicubic agree with Pillow's resize within rounding (`a = -0.5`). Computed in float32.
+    """
+    if image.shape[-2:] == tuple(size):
+        return image
+    antialias = kernel != "area"  # an area mean is its own antialiasing
+    return F.interpolate(image.float(), size=size, mode=kernel, antialias=antialias).clamp(0, 1).to(image.dtype)
