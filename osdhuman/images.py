@@ -99,29 +99,33 @@ def _reason(error: Exception) -> str:
 
 
 def _read(image: Image.Image, path: Path) -> Picture:
-    bits = _bits(image, path)
+    bits, gray = _bits_and_gray(image, path)
     white_is_zero = bits == 16 and getattr(image, "tag_v2", {}).get(262) == 0
     image.load()  # finds a truncated file, which OpenCV would read with a grey rest
     icc = image.info.get("icc_profile")
     if image.mode in ("I", "F"):
         raise ImageError(path, f"pixels of mode {image.mode} (32 bits) have no fixed range: save with 8 or 16 bits")
-    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
     if bits == 16:
         pixels = _upright16(image, path)
         pixels = 65535 - pixels if white_is_zero else pixels
+        pixels = pixels[..., [0, 3]] if gray and pixels.shape[-1] == 4 else pixels
     else:
         image, icc = _plain_mode(ImageOps.exif_transpose(image), gray, icc)
         pixels = np.asarray(image)
     return _picture(pixels, gray, bits, icc)
 
 
-def _bits(image: Image.Image, path: Path) -> int:
-    """Bits per channel in the file, 8 or 16: Pillow reduces 16-bit colour to 8 without saying so."""
+def _bits_and_gray(image: Image.Image, path: Path) -> tuple[int, bool]:
+    """Bits per channel (8 or 16) and greyness of the file: Pillow hides that 16-bit colour is reduced to 8."""
+    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
     if image.format == "PNG":
         with path.open("rb") as file:
-            return 16 if file.read(25)[24] == 16 else 8  # IHDR: signature 8, length 4, name 4, width 4, height 4, depth
+            depth, colour_type = file.read(26)[24:]  # IHDR: signature 8, length 4, name 4, width 4, height 4, these
+        return (16 if depth == 16 else 8), gray or colour_type in (0, 4)
+    if image.mode in ("CMYK", "LAB"):  # converted by their profile, which Pillow does in 8 bits
+        return 8, False
     depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF BitsPerSample
-    return 16 if max(depths if isinstance(depths, tuple) else (depths,)) == 16 else 8
+    return (16 if max(depths) == 16 else 8), gray
 
 
 def _upright16(image: Image.Image, path: Path) -> np.ndarray:
@@ -130,7 +134,7 @@ def _upright16(image: Image.Image, path: Path) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
     import cv2
 
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ImageError(path, "this kind of 16-bit picture cannot be decoded")
     if image.format == "PNG":  # OpenCV turns a TIFF upright here, but not a PNG
@@ -159,7 +163,7 @@ def _plain_mode(image: Image.Image, gray: bool, icc: bytes | None) -> tuple[Imag
     if image.mode in ("CMYK", "LAB"):
         return _to_srgb(image, icc), None
     alpha = "A" if image.has_transparency_data else ""
-    if image.mode in ("La", "RGBa", "P", "PA") and alpha:  # Pillow converts these to RGBA only
+    if image.mode in ("RGBa", "P", "PA") and alpha:  # Pillow converts these to RGBA only
         image = image.convert("RGBA")
     return image.convert(("L" if gray else "RGB") + alpha), icc
 
@@ -218,8 +222,9 @@ def save_png(path: str | Path, image: Tensor) -> None:
 def write_picture(path: str | Path, picture: Picture) -> None:
     """Write a picture as the suffix of `path` says, rounded; the file appears whole or not at all.
 
-    PNG keeps everything, 16 bits too. TIFF, BMP, WebP and JPEG get 8 bits, JPEG (quality 95, full colour resolution)
-    loses alpha over white. Raises ImageError where the format cannot hold the picture (WebP: 16383 pixels a side).
+    PNG keeps everything, 16 bits too; the others get 8 bits. JPEG (quality 95, full colour resolution) and BMP put
+    transparent parts over white, BMP drops the profile. Raises ImageError where the format cannot hold the picture
+    (WebP ends at 16383 pixels a side).
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -247,7 +252,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def _encode(suffix: str, picture: Picture) -> bytes:
     planes = [_luma(picture.rgb) if picture.gray else picture.rgb]
-    if picture.alpha is not None and suffix in (".jpg", ".jpeg"):
+    if picture.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
         planes = [planes[0] * picture.alpha + (1 - picture.alpha)]
     elif picture.alpha is not None:
         planes.append(picture.alpha)
@@ -256,8 +261,6 @@ def _encode(suffix: str, picture: Picture) -> bytes:
     if bits == 16:
         return _png16(pixels.numpy().astype(np.uint16), picture.icc)
     image = Image.fromarray(pixels.to(torch.uint8).squeeze(-1).numpy())
-    if suffix == ".bmp" and image.mode == "LA":
-        image = image.convert("RGBA")
     buffer = io.BytesIO()
     image.save(buffer, **_options(suffix), icc_profile=picture.icc)
     return buffer.getvalue()
