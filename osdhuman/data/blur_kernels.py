@@ -16,7 +16,7 @@ def gaussian(size: int, sigma_x: float, sigma_y: float, angle: float = 0.0) -> T
 
 
 def generalized_gaussian(size: int, sigma_x: float, sigma_y: float, angle: float, beta: float) -> Tensor:
-    """exp(-d^(2 beta) / 2), d being the distance in standard deviations; `beta` = 1 is the Gaussian, less is sharper."""
+    """exp(-d^(2 beta) / 2), d being the distance in standard deviations: Gaussian for `beta` = 1, less is sharper."""
     return _normalize(torch.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, angle) ** beta))
 
 

@@ -1,8 +1,8 @@
 """From HQ to LQ: the two-order degradation of Real-ESRGAN, at equal size as one-step restoration needs it.
 
 Twice: blur, resize, noise, JPEG; then a sinc filter. On the way the image shrinks to 1/4 of its sides, and at the end
-it is brought back. Real-ESRGAN's x4plus values are the defaults. Each sample has its own parameters and noise, drawn from
-(seed, index) alone, so a sample is the same in any batch, worker or device; JPEG runs on the CPU for that reason too.
+it is brought back. Real-ESRGAN's x4plus values are the defaults. Each sample has its own parameters and noise, drawn
+from (seed, index) alone, so a sample is the same in any batch, worker or device; JPEG runs on the CPU for that reason.
 Source: Wang et al., "Real-ESRGAN", ICCVW 2021, section 3, and its released training settings.
 """
 
@@ -53,7 +53,7 @@ Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 RangeAroundOne = Annotated[tuple[Positive, Positive], AfterValidator(_around_one)]
 SizeRange = Annotated[tuple[Annotated[int, Field(ge=3)], int], AfterValidator(_ordered)]
 QualityRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(le=100)]], AfterValidator(_ordered)]
-ThreeWeights = ThreeWeights
+ThreeWeights = Annotated[tuple[Weight, Weight, Weight], AfterValidator(_possible)]
 SixWeights = Annotated[tuple[Weight, Weight, Weight, Weight, Weight, Weight], AfterValidator(_possible)]
 
 
