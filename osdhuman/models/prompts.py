@@ -78,7 +78,7 @@ class HFIE(nn.Module):
     def __init__(self, config: HFIEConfig, token_width: int = 512):
         super().__init__()
         self.config = config
-        self.query = nn.Parameter(torch.randn(1, config.queries, config.width) * config.query_std)
+        self.query = nn.Parameter(torch.randn(config.queries, config.width) * config.query_std)
         self.attention = nn.MultiheadAttention(
             config.width, config.heads, kdim=token_width, vdim=token_width, batch_first=True
         )
@@ -131,7 +131,7 @@ class DAPEPrompt(PromptExtractor):
         self.head = head.eval().requires_grad_(False)
         self.encode_text = encode_text
         self.tag_list = list(tag_list)
-        self.register_buffer("thresholds", thresholds, persistent=False)
+        self.thresholds = thresholds  # not a buffer: a model in half precision must not round them
         self.text = text
 
     def forward(self, image: Tensor) -> Tensor:

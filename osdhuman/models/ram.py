@@ -88,8 +88,6 @@ class RAMEncoder(nn.Module):
                 weight_init="skip" if skip_init else "",
             )
             self.image_proj = nn.Linear(config.width, config.projection)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W) in [0,1], any size -> tokens (B,1+n,projection) in the dtype of the weights."""
@@ -97,8 +95,8 @@ class RAMEncoder(nn.Module):
         image = image.float()  # half precision would round the resized image before the network sees it
         if image.shape[-2:] != size:
             image = interpolate(image, size, mode="bilinear", align_corners=False, antialias=self.config.antialias)
-        normalised = (image - self.mean.float()) / self.std.float()
-        return self.tokens(normalised.to(self.image_proj.weight.dtype))
+        mean, std = (image.new_tensor(rgb).view(3, 1, 1) for rgb in (IMAGENET_MEAN, IMAGENET_STD))
+        return self.tokens(((image - mean) / std).to(self.image_proj.weight.dtype))
 
     def tokens(self, x: Tensor) -> Tensor:
         """Normalised square image (B,3,S,S), S = image_size -> tokens (B,1+n,projection), the average first."""

@@ -97,7 +97,7 @@ def tags(logits: Tensor, tag_list: Sequence[str], thresholds: Tensor) -> list[st
 
     logits (B,tags), thresholds (tags,).
     """
-    fires = torch.sigmoid(logits.float()) > thresholds
+    fires = torch.sigmoid(logits.float()) > thresholds.to(logits.device)
     return [", ".join(tag_list[i] for i in row.nonzero().flatten().tolist()) for row in fires]
 
 
