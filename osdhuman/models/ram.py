@@ -153,9 +153,9 @@ def save_ram_encoder(encoder: RAMEncoder, folder: str | Path) -> None:
         os.replace(f"{file}.part", file)
 
 
-def extract_ram_encoder(checkpoint: str | Path, folder: str | Path) -> None:
+def extract_ram_encoder(checkpoint: str | Path, folder: str | Path, config: RAMConfig | None = None) -> None:
     """Turn the official checkpoint into the small form, once: `folder` is then the `encoder` of the settings."""
-    save_ram_encoder(load_ram_encoder(checkpoint), folder)
+    save_ram_encoder(load_ram_encoder(checkpoint, config), folder)
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
