@@ -11,19 +11,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from osdhuman.config import Config
 from osdhuman.data import blur_kernels
 
 SMALLEST_SIDE = 16  # pixels; below it the low-resolution image has no pixels left
 RESIZE_MODES = ("area", "bilinear", "bicubic")
-RANDOM_BITS = 16  # of one Poisson draw
+JPEG_420 = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+RANDOM_BITS = 14  # of one Poisson draw: moments are right to 0.1 %, and the table stays in the cache
 
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -260,9 +261,17 @@ def blur(image: Tensor, kernel: Tensor | None) -> Tensor:
     border = kernel.shape[-1] // 2
     size = (_fast_length(height + 2 * border), _fast_length(width + 2 * border))
     spectrum = torch.fft.rfft2(_reflect(image, border), s=size)
-    spectrum *= torch.fft.rfft2(kernel.to(image), s=size)
-    blurred = torch.fft.irfft2(spectrum, s=size)
-    return blurred[..., 2 * border : 2 * border + height, 2 * border : 2 * border + width]
+    spectrum *= _response(kernel.to(image), size)
+    return torch.fft.irfft2(spectrum, s=size)[..., border : border + height, border : border + width]
+
+
+def _response(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fourier transform (n, m/2 + 1) of a kernel (k,k) symmetric about its centre: real, hence two small products."""
+    (n, m), border = size, kernel.shape[-1] // 2
+    x = torch.arange(-border, border + 1, device=kernel.device)
+    rows = torch.outer(torch.arange(n, device=kernel.device), x) * (2 * math.pi / n)
+    columns = torch.outer(x, torch.arange(m // 2 + 1, device=kernel.device)) * (2 * math.pi / m)
+    return rows.cos() @ kernel @ columns.cos() - rows.sin() @ kernel @ columns.sin()
 
 
 def resize(image: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
@@ -292,16 +301,20 @@ def poisson_noise(image: Tensor, rng: np.random.Generator) -> Tensor:
     Every pixel spends one random number, so a level that rounding moves on another device changes that pixel alone.
     """
     level = to_8_bits(image).int()
-    photons = 2 ** math.ceil(math.log2(level.unique().numel()))
+    photons = 2 ** math.ceil(math.log2(level.flatten().bincount(minlength=256).count_nonzero()))
     draw = torch.from_numpy(rng.integers(2**RANDOM_BITS, size=level.shape, dtype=np.uint16)).to(image.device).int()
-    counts = _poisson_quantiles(photons, image.device)[level.mul(2**RANDOM_BITS).add_(draw)]
+    place = level.mul(2**RANDOM_BITS).add_(draw)
+    counts = _poisson_quantiles(photons, image.device).index_select(0, place.flatten()).view_as(level)
     return counts / photons - level / 255
 
 
 def compress(image: Tensor, quality: int) -> Tensor:
     """JPEG (4:2:0) and back of (3,H,W) in [0,1], by libjpeg on the CPU."""
-    encoded = encode_jpeg(to_8_bits(image).to("cpu", torch.uint8), quality)
-    return decode_jpeg(encoded, ImageReadMode.RGB).to(image.device) / 255
+    bgr = to_8_bits(image.flip(0)).permute(1, 2, 0).to("cpu", torch.uint8).contiguous()
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, JPEG_420]
+    _, encoded = cv2.imencode(".jpg", bgr.numpy(), settings)
+    bgr = torch.from_numpy(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
+    return bgr.to(image).permute(2, 0, 1).flip(0) / 255
 
 
 def sharpen(image: Tensor, weight: float = 0.5, threshold: float = 10 / 255) -> Tensor:
@@ -345,9 +358,9 @@ def _fast_length(length: int) -> int:
     return length if rest == 1 else _fast_length(length + 1)
 
 
-@lru_cache(maxsize=4)  # photographs nearly always use 256 photons, at 34 MB a table
+@lru_cache(maxsize=4)  # photographs nearly always use 256 photons, at 8 MB a table
 def _poisson_quantiles(photons: int, device: torch.device) -> Tensor:
-    """Flat table [level * 2^16 + draw] of the count that Poisson(level / 255 * photons) gives for each 16-bit draw."""
+    """Flat table [level * 2^bits + draw] of the count of Poisson(level / 255 * photons) for each random draw."""
     rates = torch.arange(256, dtype=torch.float64) / 255 * photons
     counts = torch.arange(photons + 8 * math.isqrt(photons) + 16, dtype=torch.float64)
     cdf = torch.special.gammaincc(counts + 1, rates[:, None])
