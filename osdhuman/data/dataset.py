@@ -1,0 +1,249 @@
+"""Photographs on disk -> batches of square crops, in an order that is a pure function of (seed, position).
+
+A *counter* numbers the samples of a whole run: step 0 holds the counters 0..batch_size-1, and so on. Counter n is the
+image at place `n % N` of a shuffle keyed by (seed, n // N), cropped and flipped by a draw keyed by (seed, n). So a
+run continues exactly at any step, whatever the number of workers or processes, and nothing has to be stored for it.
+"""
+
+import csv
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from osdhuman.config import Config
+from osdhuman.images import SUFFIXES, ImageError, load_rgb, resize
+
+
+class DataConfig(Config):
+    """Which photographs, and how they are cropped."""
+
+    kind: Literal["folder", "manifest", "pairs"] = "folder"
+    paths: Annotated[tuple[Path, ...], BeforeValidator(lambda paths: [paths] if isinstance(paths, str) else paths)] = ()
+    column: str = "path"  # of a .jsonl or .csv manifest; a .txt manifest holds one path per line
+    size: int = Field(512, gt=0)  # pixels a side
+    shrink: tuple[float, float] | None = None  # downscale by a factor from this range before the crop, (0.5, 1.0) say
+    upscale_small: bool = True  # enlarge an image whose short side is below `size`; false skips it
+    flip: bool = True  # horizontally, with probability 1/2
+    workers: int = Field(4, ge=0)  # reading processes for each training process
+    cache: bool = False  # keep the decoded images in memory as 8 bits (3 bytes a pixel)
+
+    @model_validator(mode="after")
+    def _shrink_is_a_range(self) -> "DataConfig":
+        if self.shrink is not None and not 0 < self.shrink[0] <= self.shrink[1] <= 1:
+            raise ValueError(f"shrink must be (low, high) with 0 < low <= high <= 1, got {self.shrink}")
+        return self
+
+
+class Pair(NamedTuple):
+    """The files of one sample; `lq` is None where degradation makes it."""
+
+    hq: Path
+    lq: Path | None
+
+
+class Batch(NamedTuple):
+    """One batch: `hq` and `lq` (B,3,size,size) in [0,1], `lq` None where degradation makes it."""
+
+    hq: Tensor
+    lq: Tensor | None
+    counters: list[int]
+    skipped: dict[str, str]  # files met on the way that could not be used, and why
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All pictures below `folder`, sorted. Raises FileNotFoundError where there are none."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder.absolute()} is not a folder of images")
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not images:
+        raise FileNotFoundError(f"no picture ({', '.join(SUFFIXES)}) in {folder.absolute()}")
+    return images
+
+
+def find_pairs(folder: Path) -> list[Pair]:
+    """The pairs `hq/NAME`, `lq/NAME` below `folder`, matched without their suffix (hq/a.jpg and lq/a.png match).
+
+    Raises FileNotFoundError naming the images that have no partner.
+    """
+    hq, lq = (
+        {path.relative_to(folder / side).with_suffix(""): path for path in find_images(folder / side)}
+        for side in Pair._fields
+    )
+    if lonely := sorted(map(str, hq.keys() ^ lq.keys())):
+        some = ", ".join(lonely[:5]) + " ..." * (len(lonely) > 5)
+        raise FileNotFoundError(f"{folder}: {len(lonely)} image(s) lack a partner in hq/ or lq/: {some}")
+    return [Pair(hq[name], lq[name]) for name in sorted(hq)]
+
+
+def read_manifest(manifest: Path, column: str = "path") -> list[Path]:
+    """The paths listed by a .jsonl, .csv or .txt file, relative ones taken from its folder."""
+    lines = [line for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        if manifest.suffix == ".jsonl":
+            names = [json.loads(line)[column] for line in lines]
+        elif manifest.suffix == ".csv":
+            names = [row[column] for row in csv.DictReader(lines)]
+        else:
+            names = [line.strip() for line in lines]
+    except KeyError:
+        raise ValueError(f"manifest {manifest} has no column {column!r}; name it with data.column=...") from None
+    return [manifest.parent / name for name in names]
+
+
+def list_samples(config: DataConfig) -> list[Pair]:
+    """Every sample of every path of the config, in order; a path given twice counts twice."""
+    if not config.paths:
+        raise ValueError("no training images are named: give data.paths=FOLDER (or [FOLDER, FOLDER])")
+    if config.kind == "pairs":
+        return [pair for path in config.paths for pair in find_pairs(path)]
+    find = find_images if config.kind == "folder" else lambda path: read_manifest(path, config.column)
+    return [Pair(image, None) for path in config.paths for image in find(path)]
+
+
+class TrainingImages(Dataset):
+    """Random square crops of the config's images, addressed by counter."""
+
+    def __init__(self, config: DataConfig, seed: int):
+        self.config, self.seed = config, seed
+        self.samples = list_samples(config)
+        self.skipped: dict[str, str] = {}  # known to this process
+        self._cache: dict[int, Tensor] = {}
+        if config.cache:
+            self._fill_cache()
+
+    def __len__(self) -> int:
+        """How many images one epoch has, unreadable ones included."""
+        return len(self.samples)
+
+    def __getitem__(self, counter: int) -> tuple[Tensor, int, dict[str, str]]:
+        """Sample `counter`: hq, or hq and lq stacked, (3|6,size,size); the counter; what was skipped to find it.
+
+        An unusable image is replaced by the next usable one of the epoch's order.
+        """
+        epoch, place = divmod(counter, len(self))
+        order, skipped = epoch_order(self.seed, epoch, len(self)), {}
+        for i in range(len(self)):
+            index = int(order[(place + i) % len(self)])
+            try:
+                return self._crop(self._load(index), np.random.default_rng([self.seed, counter])), counter, skipped
+            except ImageError as error:
+                skipped[str(error.path)] = error.reason
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
+        raise ValueError(f"none of the {len(self)} training images can be used: {reasons}")
+
+    def _load(self, index: int) -> Tensor:
+        """Image `index`, float32 (3|6,H,W) in [0,1]. Raises ImageError, the second time without reading again."""
+        if index in self._cache:
+            return self._cache[index].float() / 255
+        hq, lq = self.samples[index]
+        if str(hq) in self.skipped:
+            raise ImageError(hq, self.skipped[str(hq)])
+        try:
+            return self._read(hq, lq)
+        except ImageError as error:
+            self.skipped[str(hq)] = error.reason
+            raise
+
+    def _read(self, hq: Path, lq: Path | None) -> Tensor:
+        images = [load_rgb(path) for path in (hq, lq) if path is not None]
+        if images[0].shape != images[-1].shape:
+            raise ImageError(hq, f"its lq has another size: {_size(images[-1])} instead of {_size(images[0])}")
+        if min(images[0].shape[1:]) < self.config.size and not self.config.upscale_small:
+            raise ImageError(hq, f"smaller than {self.config.size} pixels: {_size(images[0])}")
+        return torch.cat(images)
+
+    def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        size = self.config.size
+        factor = rng.uniform(*self.config.shrink) if self.config.shrink else 1.0
+        factor = max(factor, size / min(image.shape[1:]))  # the crop must fit
+        if factor != 1:
+            height, width = (max(size, round(side * factor)) for side in image.shape[1:])
+            image = resize(image[None], (height, width))[0]
+        top, left = (int(rng.integers(side - size + 1)) for side in image.shape[1:])
+        image = image[:, top : top + size, left : left + size]
+        return image.flip(-1) if self.config.flip and rng.random() < 0.5 else image.contiguous()
+
+    def _fill_cache(self) -> None:
+        def quantised(index: int) -> Tensor | None:
+            try:
+                return (self._load(index) * 255).round().to(torch.uint8)
+            except ImageError:
+                return None
+
+        with ThreadPoolExecutor(max(1, self.config.workers)) as pool:
+            images = pool.map(quantised, range(len(self)))
+            self._cache = {index: image for index, image in enumerate(images) if image is not None}
+
+
+@lru_cache(maxsize=2)  # a batch can lie across the border of two epochs
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The shuffle of 0..length-1 for one epoch, the same for the same (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+class Positions:
+    """The counters of every micro-batch of one process, from `step` on without end; a batch sampler.
+
+    The `batch_size` counters of a step go to `processes` x `accumulation` micro-batches, so the samples of a step
+    do not depend on how it is spread.
+    """
+
+    def __init__(self, batch_size: int, accumulation: int = 1, processes: int = 1, rank: int = 0, step: int = 0):
+        if batch_size % (processes * accumulation):
+            raise ValueError(
+                f"batch_size is that of all processes together: {batch_size} cannot be shared equally by "
+                f"{processes} process(es) x {accumulation} accumulation step(s)"
+            )
+        self.batch_size, self.accumulation, self.processes = batch_size, accumulation, processes
+        self.rank, self.step = rank, step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        micro = self.batch_size // (self.processes * self.accumulation)
+        first = self.step * self.batch_size + self.rank * micro
+        while True:
+            yield list(range(first, first + micro))
+            first += self.processes * micro
+
+
+def load_batches(images: TrainingImages, positions: Positions, pin_memory: bool = False) -> Iterator[Batch]:
+    """Endless batches, read ahead by the config's workers."""
+    workers = images.config.workers
+    return iter(
+        DataLoader(
+            images,
+            batch_sampler=positions,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_parent,
+            prefetch_factor=2 if workers else None,
+        )
+    )
+
+
+def collate(samples: Sequence[tuple[Tensor, int, dict[str, str]]]) -> Batch:
+    """Stack the samples of `TrainingImages` into a batch."""
+    images = torch.stack([image for image, _, _ in samples])
+    hq, lq = images[:, :3], images[:, 3:] if images.shape[1] == 6 else None
+    skipped = {path: reason for _, _, names in samples for path, reason in names.items()}
+    return Batch(hq, lq, [counter for _, counter, _ in samples], skipped)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A SIGTERM or Ctrl-C for the whole group must not kill the readers before the run is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
