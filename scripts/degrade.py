@@ -1,0 +1,178 @@
+"""Freeze a validation set: HQ folder -> OUT/hq and OUT/lq (PNG, same names) and OUT/manifest.json.
+
+    python scripts/degrade.py HQ_FOLDER --output OUT --size 512 --seed 0 [key=value ...]
+
+A picture's degradation depends on the seed and its name alone, and LQ is made from the HQ that was written: the set
+can be made again, and does not change when pictures are added. The same command goes on after a stop; with --verify
+it changes nothing and compares OUT with its manifest, and each LQ with one made anew.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from osdhuman.config import load_config
+from osdhuman.data.degradation import Degradation, DegradationConfig, to_8_bits
+from osdhuman.images import SUFFIXES, ImageError, load_rgb, replacing, resize, save_png
+
+KINDS = ("hq", "lq")
+VERSIONS = ("numpy", "torch", "opencv-python-headless", "osdhuman")  # a change of these may move a rounding
+
+
+def main() -> int:
+    args = parse_arguments()
+    try:
+        config = load_config(DegradationConfig, args.config, args.overrides)
+        settings = {"seed": args.seed, "size": args.size, "config": config.model_dump(mode="json")}
+        sources = find_sources(args.hq_folder)
+        records = read_manifest(args.output, settings)
+    except ValueError as error:
+        print(f"degrade: {error}", file=sys.stderr)
+        return 2
+    degradation = Degradation(config)
+    if args.verify:
+        return report(dict(verify(args, records, degradation)))
+    write_manifest(args.output, settings, records)  # from now on the folder belongs to these settings
+    bad = freeze_all(args, sources, records, degradation)
+    write_manifest(args.output, settings, records)
+    print(f"{len(records)} pairs in {args.output}")
+    return report(bad)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hq_folder", type=Path, metavar="HQ_FOLDER", help="pictures of any usual format, in any depth")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="degradation settings, such as usm=true")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--size", type=int, default=512, help="side of the centre square; 0 keeps pictures whole")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, metavar="YAML", help="default: Real-ESRGAN x4plus")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--verify", action="store_true", help="write nothing, compare OUT with its manifest")
+    return parser.parse_intermixed_args()
+
+
+def find_sources(folder: Path) -> dict[str, Path]:
+    """Output name -> picture, sorted. Raises ValueError where two pictures would get the same name."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected one with HQ pictures")
+    sources: dict[str, Path] = {}
+    for source in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+        name = source.relative_to(folder).with_suffix(".png").as_posix()
+        if name in sources:
+            raise ValueError(f"{sources[name]} and {source} would both be written as {name}; rename one of them")
+        sources[name] = source
+    if not sources:
+        raise ValueError(f"no pictures in {folder} (looked for {', '.join(SUFFIXES)})")
+    return sources
+
+
+# ---- making pairs ----
+
+
+def freeze_all(
+    args: argparse.Namespace, sources: dict[str, Path], records: dict[str, dict], degradation: Degradation
+) -> dict[str, str]:
+    """Write every pair that is not there yet and add it to `records`; returns the pictures that failed and why."""
+    bad = {}
+    for name, source in tqdm(sources.items(), unit="image", disable=None):
+        try:
+            freeze(source, name, args, degradation)
+            origin = {"source": source.relative_to(args.hq_folder).as_posix()}
+            records.setdefault(name, origin | {f"{kind}_sha256": sha256(args.output / kind / name) for kind in KINDS})
+        except ImageError as error:
+            bad[str(source)] = error.reason
+        except (OSError, ValueError) as error:
+            bad[str(source)] = str(error)
+    return bad
+
+
+def freeze(source: Path, name: str, args: argparse.Namespace, degradation: Degradation) -> None:
+    """Write the pair of one picture unless it is there."""
+    hq_path, lq_path = (args.output / kind / name for kind in KINDS)
+    if hq_path.exists() and lq_path.exists():
+        return
+    hq = to_8_bits(centre_square(load_rgb(source), args.size)) / 255
+    lq = degrade(hq, name, args, degradation)
+    save_png(hq_path, hq)
+    save_png(lq_path, lq)
+
+
+def degrade(hq: Tensor, name: str, args: argparse.Namespace, degradation: Degradation) -> Tensor:
+    """(3,H,W) -> (3,H,W). The sample's index comes from its name, so it stays when pictures are added or removed."""
+    index = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    return degradation(hq[None].to(args.device), args.seed, [index])[0].cpu()
+
+
+def centre_square(image: Tensor, size: int) -> Tensor:
+    """(3,H,W) -> (3,size,size): the largest centre square, shrunk; size 0 returns the picture whole."""
+    if size == 0:
+        return image
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    if side < size:
+        raise ValueError(f"the shorter side has {side} pixels, expected at least {size}; choose a smaller --size")
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[None, :, top : top + side, left : left + side], (size, size))[0]
+
+
+# ---- manifest ----
+
+
+def read_manifest(output: Path, settings: dict) -> dict[str, dict]:
+    """The records of an earlier run with the same settings, or none. Raises ValueError for other settings."""
+    path = output / "manifest.json"
+    if not path.exists():
+        return {}
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in settings if manifest.get(key) != settings[key]]
+    if changed:
+        raise ValueError(f"{output} was made with another {' and '.join(changed)}; choose another --output")
+    return manifest["pairs"]
+
+
+def write_manifest(output: Path, settings: dict, records: dict[str, dict]) -> None:
+    versions = {name: version(name) for name in VERSIONS}
+    content = {**settings, "versions": versions, "pairs": dict(sorted(records.items()))}
+    with replacing(output / "manifest.json") as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def verify(args: argparse.Namespace, records: dict[str, dict], degradation: Degradation) -> Iterator[tuple[str, str]]:
+    """Every file that is missing, extra or changed, and every LQ that comes out differently now: (path, reason)."""
+    found = {p.relative_to(args.output).as_posix() for kind in KINDS for p in (args.output / kind).rglob("*.png")}
+    expected = {f"{kind}/{name}": record[f"{kind}_sha256"] for name, record in records.items() for kind in KINDS}
+    yield from ((file, "is not in the manifest") for file in sorted(found - expected.keys()))
+    yield from ((file, "is missing") for file in sorted(expected.keys() - found))
+    for file in sorted(found & expected.keys()):
+        if sha256(args.output / file) != expected[file]:
+            yield file, "differs from the manifest's sha256"
+    for name in tqdm(records, unit="image", disable=None):
+        if {f"hq/{name}", f"lq/{name}"} <= found:
+            hq, lq = (load_rgb(args.output / kind / name) for kind in KINDS)
+            if not torch.equal(degrade(hq, name, args, degradation), lq):
+                yield f"lq/{name}", "comes out differently with the libraries installed now"
+
+
+def report(bad: dict[str, str]) -> int:
+    for path, reason in bad.items():
+        print(f"{path}: {reason}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} picture(s) failed", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
