@@ -1,4 +1,4 @@
-"""The settings of a training run; the defaults are the paper's (section 4.2), then those of OSEDiff, which it follows."""
+"""The settings of a training run. Defaults are the paper's (section 4.2), else OSEDiff's, which the paper follows."""
 
 from pathlib import Path
 from typing import Literal

@@ -20,6 +20,7 @@ from osdhuman.config import dump_config
 from osdhuman.data.dataset import Batch, Positions, TrainingImages, load_batches
 from osdhuman.data.degradation import Degradation
 from osdhuman.models.diffusion import add_noise
+from osdhuman.models.generator import Restoration
 from osdhuman.train.checkpoint import (
     config_changes,
     load_checkpoint,
@@ -158,9 +159,12 @@ class Trainer:
         self.perceptual = build_perceptual(config.perceptual).to(self.device)
         self.degradation = Degradation(config.degradation)
         self.abar = networks.generator.abar
+        _check_timesteps(config, len(self.abar))
         self.negative_prompt = _checked(negative_prompt, config, self.device)
         self.images = TrainingImages(config.data, config.seed)
-        self.step, self.stop_requested, self.skipped = 0, False, set()
+        self.step, self.skipped = 0, set()
+        self.stop_requested = False  # of this process, by a signal
+        self.stopping = False  # agreed by all processes after a step
 
     # --------------------------------------------------------------------------------------------- the algorithm
 
@@ -169,23 +173,27 @@ class Trainer:
 
         With accumulation each network sees its micro-batches before its one step.
         """
-        lr = learning_rate(self.config.optimizer, self.step, self.config.max_steps)
-        losses, restored = {}, []
+        config = self.config
+        lr = learning_rate(config.optimizer, self.step, config.max_steps)
+        losses, latents = {}, []
         for sync, batch in self.micro_batches(batches, self.generator):
             with sync:
                 hq, lq, rng = self.prepare(batch)
-                z_hat, prompt, terms = self.restore(hq, lq, rng)  # Eq. 2, 3
-                terms["vsd"] = self.distill(z_hat, prompt, rng)  # Eq. 6
-                self.generator.backward(generator_loss(*terms.values(), *self.lambdas))  # Eq. 4
-            add_losses(losses, terms, 1 / self.config.accumulation)
-            restored.append((z_hat.detach(), prompt, rng))
+                image, z_hat, prompt = self.restore(lq, hq, rng)  # Eq. 2, 3, 5
+                mse = mse_loss(image, hq)
+                perceptual = self.perceptual(image, hq)
+                vsd = self.distill(z_hat, prompt.detach(), rng)  # Eq. 6
+                loss = generator_loss(mse, perceptual, vsd, config.lambda_lpips, config.lambda_vsd)  # Eq. 4
+                self.generator.backward(loss)
+            add_losses(losses, {"mse": mse, config.perceptual: perceptual, "vsd": vsd}, 1 / config.accumulation)
+            latents.append((z_hat.detach(), prompt.detach(), rng))
         losses["generator gradient"] = self.generator.step(lr)
 
-        for sync, (z_hat, prompt, rng) in self.micro_batches(iter(restored), self.regularizer):
+        for sync, (z_hat, prompt, rng) in self.micro_batches(iter(latents), self.regularizer):
             with sync:
                 loss = self.diffuse(z_hat, prompt, rng)  # Eq. 7
                 self.regularizer.backward(loss)
-            add_losses(losses, {"regularizer": loss}, 1 / self.config.accumulation)
+            add_losses(losses, {"regularizer": loss}, 1 / config.accumulation)
         losses["regularizer gradient"] = self.regularizer.step(lr)
         return losses
 
@@ -200,21 +208,13 @@ class Trainer:
         seed = np.random.SeedSequence([self.config.seed, batch.counters[0]]).generate_state(1, np.uint64)
         return hq, lq, torch.Generator(self.device).manual_seed(int(seed[0]))
 
-    def restore(self, hq: Tensor, lq: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Eq. 2 and 3, and the two terms of Eq. 4 on the image: `z_hat`, detached `prompt`, {"mse", perceptual}."""
+    def restore(self, lq: Tensor, hq: Tensor, rng: torch.Generator) -> Restoration:
+        """Eq. 2 and 3; the prompt (Eq. 5) is drawn from LQ, or from HQ where the model's settings say so."""
         prompt_image = hq if self.config.model.prompt.source == "hq" else None
         with self.autocast():
-            image, z_hat, prompt = self.generator.network(
+            return self.generator.network(
                 lq, prompt_image=prompt_image, sample=self.config.sample_latent, generator=rng
             )
-        return (
-            z_hat,
-            prompt.detach(),
-            {
-                "mse": mse_loss(image, hq),
-                self.config.perceptual: self.perceptual(image, hq),
-            },
-        )
 
     def distill(self, z_hat: Tensor, prompt: Tensor, rng: torch.Generator) -> Tensor:
         """Eq. 6: t first, then the noise, one of each per sample."""
@@ -242,12 +242,8 @@ class Trainer:
             prediction = self.regularizer.network(add_noise(z_hat, noise, t, self.abar), t, prompt)
         return regularizer_loss(prediction, noise)
 
-    @property
-    def lambdas(self) -> tuple[float, float]:
-        return self.config.lambda_lpips, self.config.lambda_vsd
-
     def draw_t(self, limits: tuple[int, int], count: int, rng: torch.Generator) -> Tensor:
-        return torch.randint(limits[0], min(limits[1], len(self.abar)), (count,), generator=rng, device=self.device)
+        return torch.randint(*limits, (count,), generator=rng, device=self.device)
 
     def draw_noise(self, z: Tensor, rng: torch.Generator) -> Tensor:
         return torch.randn(z.shape, generator=rng, device=self.device)
@@ -269,7 +265,8 @@ class Trainer:
         self.begin()
         config, batches, log = self.config, self.load_batches(), Log(self)
         with self.saving_on_sigterm():
-            while self.step < config.max_steps and not self.stop_requested:
+            while self.step < config.max_steps and not self.stopping:
+                log.start_step()
                 losses = self.iterate(batches)
                 self.step += 1
                 if self.ema:
@@ -277,8 +274,9 @@ class Trainer:
                 log(losses)
                 if self.due(config.validate_every):
                     self.validate()
-                if self.due(config.save_every) or self.stop_requested:
+                if self.due(config.save_every) or self.stopping:
                     self.save()
+        log.bar.close()
         return self.end()
 
     def begin(self) -> None:
@@ -380,10 +378,14 @@ class Log:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.sums = trainer, {}
-        self.since, self.steps = time.perf_counter(), 0
+        self.steps, self.seconds, self.started = 0, 0.0, 0.0
         main, total = trainer.accelerator.is_main_process, trainer.config.max_steps
         self.bar = tqdm(total=total, initial=trainer.step, disable=not main, unit="step", dynamic_ncols=True)
         self.epoch_end = math.ceil(len(trainer.images) / trainer.config.batch_size)
+
+    def start_step(self) -> None:
+        """Validation and saving do not count in images/s."""
+        self.started = time.perf_counter()
 
     def __call__(self, losses: dict[str, Tensor]) -> None:
         trainer = self.trainer
@@ -393,6 +395,7 @@ class Log:
         check_finite(losses, trainer.step, gradients=trainer.config.mixed_precision != "fp16")
         add_losses(self.sums, losses)
         self.steps += 1
+        self.seconds += time.perf_counter() - self.started
         self.bar.update()
         if trainer.step % trainer.config.log_every == 0:
             self.report()
@@ -404,17 +407,17 @@ class Log:
         trainer = self.trainer
         stop = torch.tensor([float(trainer.stop_requested)], device=values.device)
         *means, stop = trainer.accelerator.reduce(torch.cat([values, stop]), "mean").tolist()
-        trainer.stop_requested = stop > 0
+        trainer.stopping = stop > 0
         return means
 
     def report(self) -> None:
-        trainer, now = self.trainer, time.perf_counter()
+        trainer = self.trainer
         means = {name: value / self.steps for name, value in self.sums.items()}
-        means["images/s"] = trainer.config.batch_size * self.steps / (now - self.since)
+        means["images/s"] = trainer.config.batch_size * self.steps / self.seconds
         shown = {name: f"{value:.4g}" for name, value in means.items() if "gradient" not in name}
         self.bar.set_postfix(shown)
         trainer.accelerator.log({f"train/{name}": value for name, value in means.items()}, trainer.step)
-        self.sums, self.steps, self.since = {}, 0, now
+        self.sums, self.steps, self.seconds = {}, 0, 0.0
 
     def report_skipped(self) -> None:
         trainer = self.trainer
@@ -499,3 +502,9 @@ def _checked(negative_prompt: Tensor | None, config: TrainConfig, device: torch.
             "stored prompt; use cfg_scale=1"
         )
     return negative_prompt.to(device)
+
+
+def _check_timesteps(config: TrainConfig, steps: int) -> None:
+    for name in ("t_range", "regularizer_t_range"):
+        if getattr(config, name)[1] > steps:
+            raise ValueError(f"{name} {getattr(config, name)} goes beyond the base's schedule of {steps} steps")

@@ -1,0 +1,240 @@
+"""Training images: where they are found, which crop a counter gives, what happens to bad files."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from toy_training import draw_images
+
+from osdhuman.config import ConfigError, parse_config
+from osdhuman.data.dataset import (
+    DataConfig,
+    Positions,
+    TrainingImages,
+    epoch_order,
+    find_pairs,
+    load_batches,
+    read_manifest,
+)
+from osdhuman.images import load_rgb, save_png
+
+
+def data(path, **changes) -> DataConfig:
+    return parse_config(DataConfig, {"paths": str(path), "size": 16, "workers": 0, "flip": False, **changes})
+
+
+def images(path, seed=0, **changes) -> TrainingImages:
+    return TrainingImages(data(path, **changes), seed)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return draw_images(tmp_path / "hq", 5)
+
+
+def ramp(path, height, width):
+    """A picture whose red is the column and whose green is the row."""
+    columns, rows = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
+    save_png(path, torch.stack([columns, rows, rows * 0]) / 255)
+    return path.parent
+
+
+# ---------------------------------------------------------------------------------------------------------- finding
+
+
+def test_a_folder_is_searched_to_its_depth(folder):
+    draw_images(folder / "deeper" / "still", 2)
+    assert len(images(folder)) == 7
+
+
+def test_a_path_given_twice_counts_twice(folder):
+    assert len(images(folder, paths=[str(folder), str(folder)])) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "hq/0.png\n\nhq/1.png\n"),
+        ("list.csv", "score,path\n1,hq/0.png\n2,hq/1.png\n"),
+        ("list.jsonl", '{"path": "hq/0.png"}\n{"path": "hq/1.png"}\n'),
+    ],
+)
+def test_a_manifest_lists_paths_from_its_own_folder(folder, name, text):
+    (folder.parent / name).write_text(text)
+    assert read_manifest(folder.parent / name) == [folder / "0.png", folder / "1.png"]
+
+
+def test_a_manifest_without_the_column_says_which_setting_names_it(tmp_path):
+    (tmp_path / "list.csv").write_text("file\na.png\n")
+    with pytest.raises(ValueError, match=r"no column 'path'.*data\.column="):
+        read_manifest(tmp_path / "list.csv")
+
+
+def test_pairs_match_without_their_suffix(tmp_path):
+    draw_images(tmp_path / "hq", 2)
+    draw_images(tmp_path / "lq", 2)
+    (tmp_path / "lq" / "0.png").rename(tmp_path / "lq" / "0.jpg")
+    assert find_pairs(tmp_path)[0] == (tmp_path / "hq" / "0.png", tmp_path / "lq" / "0.jpg")
+
+
+def test_pairs_name_the_image_without_a_partner(tmp_path):
+    draw_images(tmp_path / "hq", 3)
+    draw_images(tmp_path / "lq", 2)
+    with pytest.raises(FileNotFoundError, match=r"1 image\(s\) lack a partner.*: 2$"):
+        find_pairs(tmp_path)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no picture"):
+        images(tmp_path)
+
+
+def test_no_path_is_an_error_that_shows_how_to_give_one():
+    with pytest.raises(ValueError, match=r"data\.paths=FOLDER"):
+        TrainingImages(DataConfig(), 0)
+
+
+# --------------------------------------------------------------------------------------------------- order and crops
+
+
+def test_an_epoch_visits_every_image_once():
+    assert sorted(epoch_order(3, 0, 50)) == list(range(50))
+
+
+def test_two_epochs_differ_in_order():
+    assert not np.array_equal(epoch_order(3, 0, 50), epoch_order(3, 1, 50))
+
+
+def test_a_counter_always_gives_the_same_crop(folder):
+    first, second = images(folder)[7], images(folder)[7]
+    assert torch.equal(first[0], second[0])
+
+
+def test_the_next_epoch_crops_the_same_image_anew(tmp_path):
+    only = images(ramp(tmp_path / "hq" / "ramp.png", 200, 200))
+    assert not torch.equal(only[0][0], only[1][0])
+
+
+def test_a_crop_is_a_piece_of_the_image(tmp_path):
+    crop = images(ramp(tmp_path / "hq" / "ramp.png", 40, 60))[0][0] * 255
+    left, top = (int(crop[channel, 0, 0].round()) for channel in (0, 1))
+    expected = load_rgb(tmp_path / "hq" / "ramp.png")[:, top : top + 16, left : left + 16]
+    torch.testing.assert_close(crop / 255, expected)
+
+
+def test_half_of_the_crops_are_flipped(tmp_path):
+    ramps = images(ramp(tmp_path / "hq" / "ramp.png", 16, 16), flip=True)
+    flipped = sum(bool(ramps[counter][0][0, 0, 0] > 0) for counter in range(200))
+    assert 80 < flipped < 120
+
+
+def test_a_small_image_is_enlarged_until_its_short_side_fits(tmp_path):
+    crop = images(ramp(tmp_path / "hq" / "ramp.png", 8, 12))[0][0]
+    assert crop.shape == (3, 16, 16)
+
+
+def test_shrinking_shows_more_of_the_image(tmp_path):
+    folder = ramp(tmp_path / "hq" / "ramp.png", 128, 128)
+    crop = images(folder, shrink=(0.5, 0.5))[0][0] * 255
+    assert (crop[0, 0, 15] - crop[0, 0, 0]).item() == pytest.approx(30, abs=1.5)  # 15 steps of 2 columns
+
+
+def test_shrinking_stops_where_the_crop_would_not_fit(tmp_path):
+    assert images(ramp(tmp_path / "hq" / "ramp.png", 20, 20), shrink=(0.1, 0.1))[0][0].shape == (3, 16, 16)
+
+
+def test_a_shrink_range_above_one_is_an_error():
+    with pytest.raises(ConfigError, match="low <= high <= 1"):
+        data("x", shrink=(0.5, 2))
+
+
+def test_a_pair_is_cropped_at_the_same_place(tmp_path):
+    ramp(tmp_path / "hq" / "ramp.png", 40, 40)
+    ramp(tmp_path / "lq" / "ramp.png", 40, 40)
+    pair = images(tmp_path, kind="pairs", flip=True)[0][0]
+    assert torch.equal(pair[:3], pair[3:])
+
+
+def test_the_cache_changes_nothing(folder):
+    assert torch.allclose(images(folder, cache=True)[3][0], images(folder)[3][0])
+
+
+# ---------------------------------------------------------------------------------------------------------- bad files
+
+
+def test_an_unreadable_image_is_replaced_and_named(folder):
+    (folder / "0.png").write_bytes(b"not a picture")
+    skipped = {path: reason for counter in range(5) for path, reason in images(folder)[counter][2].items()}
+    assert list(skipped) == [str(folder / "0.png")] and "not a picture" in skipped[str(folder / "0.png")]
+
+
+def test_a_missing_file_of_a_manifest_is_skipped(folder):
+    (folder.parent / "list.txt").write_text("hq/0.png\nhq/gone.png\n")
+    found = images(folder.parent / "list.txt", kind="manifest")
+    assert {path for counter in (0, 1) for path in found[counter][2]} == {str(folder / "gone.png")}
+
+
+def test_a_pair_of_two_sizes_is_skipped_with_both_sizes(tmp_path):
+    ramp(tmp_path / "hq" / "0.png", 40, 40)
+    ramp(tmp_path / "lq" / "0.png", 10, 10)
+    ramp(tmp_path / "hq" / "1.png", 40, 40)
+    ramp(tmp_path / "lq" / "1.png", 40, 40)
+    pairs = images(tmp_path, kind="pairs")
+    assert "10 x 10 instead of 40 x 40" in next(r for c in (0, 1) for r in pairs[c][2].values())
+
+
+def test_small_images_can_be_skipped_instead(tmp_path):
+    ramp(tmp_path / "hq" / "small.png", 8, 8)
+    ramp(tmp_path / "hq" / "large.png", 40, 40)
+    found = images(tmp_path / "hq", upscale_small=False)
+    assert "smaller than 16 pixels: 8 x 8" in next(r for c in (0, 1) for r in found[c][2].values())
+
+
+def test_no_usable_image_at_all_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the 1 training images can be used"):
+        images(tmp_path)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+def first(positions: Positions, count: int) -> list[list[int]]:
+    iterator = iter(positions)
+    return [next(iterator) for _ in range(count)]
+
+
+def test_a_step_is_dealt_to_processes_and_accumulation():
+    ranks = [first(Positions(8, accumulation=2, processes=2, rank=rank), 2) for rank in (0, 1)]
+    assert ranks == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+
+
+def test_positions_continue_at_a_step():
+    assert first(Positions(8, step=3), 1) == [[24, 25, 26, 27, 28, 29, 30, 31]]
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error():
+    with pytest.raises(ValueError, match=r"16 cannot be shared equally by 3 process\(es\) x 1"):
+        Positions(16, processes=3)
+
+
+def test_workers_change_nothing(folder):
+    alone, helped = (load_batches(images(folder, workers=n), Positions(4)) for n in (0, 2))
+    assert all(torch.equal(next(alone).hq, next(helped).hq) for _ in range(4))
+
+
+def test_workers_survive_a_sigterm_sent_to_all(folder):
+    batches = load_batches(images(folder, workers=1), Positions(4))
+    next(batches)
+    for worker in batches._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert all(next(batches).hq.shape == (4, 3, 16, 16) for _ in range(8))
+
+
+def test_pairs_come_as_hq_and_lq(tmp_path):
+    draw_images(tmp_path / "hq", 2)
+    draw_images(tmp_path / "lq", 2)
+    batch = next(load_batches(images(tmp_path, kind="pairs"), Positions(2)))
+    assert torch.equal(batch.hq, batch.lq)

@@ -1,0 +1,365 @@
+"""The training loop on toy networks: what changes, what stays, what is random, how a run stops and continues."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import draw_images, toy_config, toy_trainer, weights
+
+from osdhuman.config import ConfigError, load_config
+from osdhuman.train.checkpoint import config_changes, newest_checkpoint
+from osdhuman.train.config import OptimizerConfig, TrainConfig
+from osdhuman.train.loop import learning_rate
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "train"
+
+
+def trained(folder, *overrides):
+    """The weights after a whole run, in a run folder of its own."""
+    trainer = toy_trainer(toy_config(folder, *overrides))
+    trainer.run()
+    return weights(trainer)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses_of(trainer, steps):
+    batches = trainer.load_batches()
+    for trainer.step in range(steps):
+        yield {name: float(value) for name, value in trainer.iterate(batches).items()}
+
+
+# ------------------------------------------------------------------------------------------------------- the algorithm
+
+
+def test_the_losses_fall(tmp_path):
+    for side in ("hq", "lq"):
+        draw_images(tmp_path / "pairs" / side, 1, size=16)
+    pairs = f"data={{kind: pairs, paths: {tmp_path / 'pairs'}, size: 16, workers: 0}}"
+    trainer = toy_trainer(toy_config(tmp_path, pairs, "lambda_vsd=0", "optimizer.lr=0.05"))
+    trainer.begin()
+    history = list(losses_of(trainer, 60))
+    start, end = ({k: sum(h[k] for h in part) for k in history[0]} for part in (history[:10], history[-10:]))
+    assert end["mse"] < 0.95 * start["mse"] and end["regularizer"] < 0.95 * start["regularizer"]
+
+
+def test_every_trained_weight_moves_and_every_frozen_one_stays(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path))
+    before = {
+        f"{i}.{n}": p.detach().clone() for i, net in enumerate(trainer.networks) for n, p in net.named_parameters()
+    }
+    trainer.run()
+    after = {f"{i}.{n}": p for i, net in enumerate(trainer.networks) for n, p in net.named_parameters()}
+    assert {name: not torch.equal(before[name], p) for name, p in after.items()} == {
+        name: p.requires_grad for name, p in after.items()
+    }
+
+
+def test_the_regularizer_does_not_train_the_generator(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path))
+    trainer.begin()
+    batch = next(trainer.load_batches())
+    hq, lq, rng = trainer.prepare(batch)
+    restored = trainer.restore(lq, hq, rng)
+    trainer.diffuse(restored.z_hat.detach(), restored.prompt.detach(), rng).backward()
+    assert all(p.grad is None for p in trainer.generator.parameters.values())
+
+
+def test_vsd_trains_the_generator_through_z_hat_alone(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path))
+    trainer.begin()
+    hq, lq, rng = trainer.prepare(next(trainer.load_batches()))
+    z_hat = trainer.restore(lq, hq, rng).z_hat.detach().requires_grad_()
+    trainer.distill(z_hat, torch.ones(4, 2, 3), rng).backward()
+    assert z_hat.grad.abs().sum() > 0 and all(p.grad is None for p in trainer.regularizer.parameters.values())
+
+
+def test_vsd_is_zero_where_the_regularizers_agree(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "cfg_scale=1"))
+    trainer.begin()
+    trainer.networks.regularizer.load_state_dict(trainer.networks.frozen.state_dict())
+    assert next(losses_of(trainer, 1))["vsd"] == 0
+
+
+def test_guidance_of_scale_one_skips_the_negative_half(tmp_path):
+    seen = []
+    trainer = toy_trainer(toy_config(tmp_path, "cfg_scale=1"))
+    trainer.frozen.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    list(losses_of(trainer, 1))
+    assert seen == [4]
+
+
+def test_guidance_asks_for_both_halves_in_one_call_negative_first(tmp_path):
+    seen = []
+    trainer = toy_trainer(toy_config(tmp_path))
+    trainer.frozen.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
+    list(losses_of(trainer, 1))
+    assert len(seen) == 1 and len(seen[0]) == 8 and torch.equal(seen[0][:4], torch.ones(4, 2, 3))
+
+
+def test_t_is_drawn_from_the_ranges_of_the_paper(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path))
+    t = trainer.draw_t(trainer.config.t_range, 20_000, torch.Generator().manual_seed(0))
+    assert (t.min(), t.max(), t.dtype) == (20, 979, torch.int64)
+
+
+def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path):
+    # without noise of their own: with it, each micro-batch has its own draw
+    whole = toy_trainer(toy_config(tmp_path, "optimizer.clip=1000"))
+    parts = toy_trainer(toy_config(tmp_path, "optimizer.clip=1000", "accumulation=2"))
+    for trainer in (whole, parts):
+        trainer.restore = lambda lq, hq, rng, t=trainer: t.generator.network(lq)
+        trainer.distill = lambda z_hat, prompt, rng: z_hat.square().mean()
+        trainer.diffuse = lambda z, p, rng, t=trainer: t.regularizer.network(z, torch.ones(len(z)), p).square().mean()
+        list(losses_of(trainer, 2))
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
+
+
+def test_one_update_of_each_network_per_step_whatever_the_accumulation(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "accumulation=4"))
+    trainer.run()
+    optimizers = (trainer.generator.optimizer, trainer.regularizer.optimizer)
+    assert {int(state["step"]) for optimizer in optimizers for state in optimizer.state.values()} == {3}
+
+
+def test_the_gradient_is_clipped(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path))
+    learner = trainer.generator
+    for parameter in learner.parameters.values():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    seen = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.cat([p.grad.flatten() for p in learner.parameters.values()]).norm().item())
+    )
+    learner.step(0.01)
+    assert seen == [pytest.approx(1.0, rel=1e-4)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_float32_weights(tmp_path, precision):
+    after = trained(tmp_path, f"mixed_precision={precision}")
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after.values())
+
+
+def test_the_prompt_can_come_from_hq(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "model.prompt.source=hq"))
+    hq, lq = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
+    from_lq = toy_trainer(toy_config(tmp_path)).restore(hq, hq, torch.Generator()).prompt
+    assert torch.equal(trainer.restore(lq, hq, torch.Generator()).prompt, from_lq)
+
+
+def test_the_real_networks_train_and_the_checkpoint_is_a_model(tmp_path):
+    from toys import toy_config as toy_model
+    from toys import write_toy_base
+
+    from osdhuman.models.osdhuman import OSDHuman
+    from osdhuman.train.loop import build_trainer
+
+    model = toy_model(write_toy_base(tmp_path / "base"), train_conv_in=True)
+    config = toy_config(tmp_path, "gradient_checkpointing=true", "data.size=32", "max_steps=2")
+    trainer = build_trainer(config.model_copy(update={"model": model}))
+    before = {name: p.detach().clone() for name, p in trainer.networks.frozen.named_parameters()}
+    checkpoint = trainer.run() and newest_checkpoint(config.run)
+    lq = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        restored = OSDHuman.from_pretrained(checkpoint / "model").generator(lq).image
+        torch.testing.assert_close(restored, trainer.networks.generator(lq).image, atol=1e-4, rtol=0)
+    assert all(torch.equal(before[name], p) for name, p in trainer.networks.frozen.named_parameters())
+
+
+def test_a_run_is_a_function_of_its_settings(tmp_path):
+    assert same(trained(tmp_path, f"run={tmp_path}/a"), trained(tmp_path, f"run={tmp_path}/b"))
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    assert not same(trained(tmp_path, f"run={tmp_path}/a"), trained(tmp_path, f"run={tmp_path}/b", "seed=1"))
+
+
+@pytest.mark.parametrize("term", ["mse", "vsd", "regularizer"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, term, monkeypatch):
+    loss = {"mse": "mse_loss", "vsd": "vsd_loss", "regularizer": "regularizer_loss"}[term]
+    monkeypatch.setattr(f"osdhuman.train.loop.{loss}", lambda *_: trainer_parameter().sum() * math.nan)
+    trainer = toy_trainer(toy_config(tmp_path))
+
+    def trainer_parameter():
+        learner = trainer.regularizer if term == "regularizer" else trainer.generator
+        return next(iter(learner.parameters.values()))
+
+    with pytest.raises(FloatingPointError, match=f"step 1: the term '{term}' is nan"):
+        trainer.run()
+
+
+# ---------------------------------------------------------------------------------------------------------- the rate
+
+
+def test_the_rate_is_constant_as_in_the_paper():
+    assert {learning_rate(OptimizerConfig(), step, 35_000) for step in (0, 17_000, 34_999)} == {5e-5}
+
+
+def test_the_rate_rises_then_falls_as_half_a_cosine():
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, decay="cosine")
+    rates = [learning_rate(config, step, 12) for step in (0, 3, 4, 8, 12)]
+    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.5, 0.0])
+
+
+# ------------------------------------------------------------------------------------------------- average, validation
+
+
+def test_the_saved_model_holds_the_averages(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "ema=0.5", "max_steps=1"))
+    before = weights(trainer)["generator.encoder.bias"]
+    saved = torch.load(trainer.run() / "toy.pt", weights_only=True)["encoder.bias"]
+    torch.testing.assert_close(saved, (before + weights(trainer)["generator.encoder.bias"]) / 2)
+
+
+def test_averaging_does_not_change_the_training(tmp_path):
+    averaged = trained(tmp_path, f"run={tmp_path}/a", "ema=0.9")
+    plain = trained(tmp_path, f"run={tmp_path}/b")
+    assert all(torch.equal(averaged[name], weight) for name, weight in plain.items())
+
+
+def test_validation_scores_and_draws_images_of_any_size(tmp_path, capsys):
+    for side in ("hq", "lq"):
+        draw_images(tmp_path / "val" / side, 3, size=21)
+    toy_trainer(toy_config(tmp_path, f"validation={tmp_path}/val", "validate_every=2")).run()
+    pictures = sorted(path.name for path in (tmp_path / "run" / "validation").iterdir())
+    assert pictures == ["step-00000002.png", "step-00000003.png"] and "PSNR-Y" in capsys.readouterr().out
+
+
+def test_losses_and_scores_go_to_tensorboard(tmp_path):
+    toy_trainer(toy_config(tmp_path, "trackers=[tensorboard]", "log_every=1")).run()
+    event_file = next((tmp_path / "run" / "logs").rglob("events.*"))
+    assert b"train/regularizer" in event_file.read_bytes()
+
+
+def test_a_bad_image_is_counted_and_named_in_the_run_folder(tmp_path, capsys):
+    config = toy_config(tmp_path)
+    (tmp_path / "hq" / "5.png").write_bytes(b"")
+    toy_trainer(config).run()
+    listed = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert "1 of 6 training images" in capsys.readouterr().out and listed[0].startswith(str(tmp_path / "hq" / "5.png"))
+    assert len(listed) == 1
+
+
+# ------------------------------------------------------------------------------------------------- stop and continue
+
+
+def test_it_stops_at_max_steps(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "max_steps=5"))
+    trainer.run()
+    assert trainer.step == 5
+
+
+@pytest.mark.parametrize("extra", [(), ("ema=0.9",), ("mixed_precision=fp16",), ("data.workers=1",)])
+def test_a_run_in_two_parts_gives_the_weights_of_one(tmp_path, extra):
+    whole = trained(tmp_path, f"run={tmp_path}/whole", "max_steps=5", *extra)
+    trained(tmp_path, "max_steps=2", *extra)
+    assert same(trained(tmp_path, "max_steps=5", *extra), whole)
+
+
+def test_a_run_killed_while_saving_gives_the_weights_of_an_uninterrupted_one(tmp_path):
+    settings = ("max_steps=400", "save_every=1")
+    config = toy_config(tmp_path, *settings)
+    command = [sys.executable, str(Path(__file__).with_name("toy_training.py")), str(tmp_path), *settings]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not list((config.run / "checkpoints").glob("step-000000[1-9]*.part")):
+        time.sleep(0.0005)  # the tenth checkpoint or a later one
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    reached = int(newest_checkpoint(config.run).name.removeprefix("step-"))
+    whole = trained(tmp_path, f"run={tmp_path}/whole", f"max_steps={reached + 3}")
+    assert same(trained(tmp_path, f"max_steps={reached + 3}"), whole)
+
+
+def test_sigterm_saves_the_step_under_way_and_leaves(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "max_steps=100"))
+    iterate = trainer.iterate
+
+    def interrupted(batches):
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(batches)
+
+    trainer.iterate = interrupted
+    assert trainer.run() == tmp_path / "run" / "checkpoints" / "step-00000002"
+
+
+def test_after_sigterm_the_same_command_continues_exactly(tmp_path):
+    whole = trained(tmp_path, f"run={tmp_path}/whole", "max_steps=5")
+    test_sigterm_saves_the_step_under_way_and_leaves(tmp_path)
+    assert same(trained(tmp_path, "max_steps=5"), whole)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("osdhuman.train.checkpoint.os.replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, "save_every=1")
+    assert newest_checkpoint(tmp_path / "run") is None
+
+
+def test_unfinished_checkpoints_are_removed(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-00000001.part").mkdir(parents=True)
+    trained(tmp_path)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    trained(tmp_path, "max_steps=5", "save_every=1", "keep_last=2")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_continuing_with_other_settings_says_what_differs(tmp_path, capsys):
+    trained(tmp_path)
+    trained(tmp_path, "optimizer.lr=0.02", "max_steps=4")
+    assert "optimizer.lr: 0.01 -> 0.02" in capsys.readouterr().out
+
+
+def test_the_settings_are_in_the_run_folder_and_read_back(tmp_path):
+    config = toy_config(tmp_path)
+    toy_trainer(config).run()
+    assert load_config(TrainConfig, tmp_path / "run" / "config.yaml") == config
+    assert config_changes(newest_checkpoint(config.run), config) == []
+
+
+def test_switching_averages_on_in_the_middle_is_refused_with_both_sides_named(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds the state of generator, regularizer, but this run has .*, ema"):
+        trained(tmp_path, "ema=0.9", "max_steps=4")
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("preset", ["osdhuman", "osdhuman_cfg1", "osdhuman_24gb"])
+def test_presets_load_and_train_16_images_a_step_for_35_000_steps(preset):
+    config = load_config(TrainConfig, CONFIGS / f"{preset}.yaml")
+    assert (config.batch_size, config.max_steps) == (16, 35_000)
+
+
+def test_the_cfg1_preset_changes_the_guidance_alone():
+    paper, cfg1 = (load_config(TrainConfig, CONFIGS / f"{name}.yaml") for name in ("osdhuman", "osdhuman_cfg1"))
+    assert cfg1 == paper.model_copy(update={"cfg_scale": 1.0, "run": cfg1.run})
+
+
+def test_a_range_of_timesteps_must_rise():
+    with pytest.raises(ConfigError, match="t_range must be"):
+        load_config(TrainConfig, None, ["t_range=[980, 20]"])
+
+
+def test_guidance_without_a_negative_prompt_names_the_way_out(tmp_path):
+    from toy_training import Networks, ToyGenerator, ToyRegularizer, Trainer
+
+    networks = Networks(ToyGenerator(), ToyRegularizer(), ToyRegularizer())
+    with pytest.raises(ValueError, match="use cfg_scale=1"):
+        Trainer(toy_config(tmp_path), networks, None, print)
