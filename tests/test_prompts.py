@@ -48,11 +48,14 @@ def test_hfie_turns_145_tokens_into_the_prompt_of_sd():
 
 def test_hfie_is_eq_5():
     torch.manual_seed(0)
-    hfie, tokens = HFIE(HFIEConfig(queries=3, width=4, heads=1), token_width=6), torch.randn(2, 9, 6)
+    hfie, tokens = HFIE(HFIEConfig(queries=3, width=8, heads=2), token_width=6), torch.randn(1, 9, 6)
     q = hfie.query @ hfie.attention.q_proj_weight.T
-    k, v = tokens @ hfie.attention.k_proj_weight.T, tokens @ hfie.attention.v_proj_weight.T  # all biases start at zero
-    expected = (q @ k.transpose(1, 2) / 2).softmax(dim=-1) @ v @ hfie.attention.out_proj.weight.T  # 2 = sqrt(width)
-    torch.testing.assert_close(hfie(tokens), expected)
+    k, v = (
+        tokens[0] @ hfie.attention.k_proj_weight.T,
+        tokens[0] @ hfie.attention.v_proj_weight.T,
+    )  # no bias at the start
+    heads = [(q[:, h] @ k[:, h].T / 2).softmax(dim=-1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]  # 2 = sqrt(8 / 2)
+    torch.testing.assert_close(hfie(tokens)[0], torch.cat(heads, dim=-1) @ hfie.attention.out_proj.weight.T)
 
 
 def test_the_order_of_the_tokens_does_not_matter():
@@ -91,6 +94,12 @@ def test_the_encoder_stays_in_evaluation_mode(encoder):
     extractor = HFIEPrompt(encoder, HFIE(TINY, 32)).train()
     assert extractor.hfie.training
     assert not any(module.training for module in extractor.encoder.modules())
+
+
+def test_no_gradient_runs_through_the_encoder(encoder):
+    image = IMAGE.clone().requires_grad_()
+    HFIEPrompt(encoder, HFIE(TINY, 32))(image).sum().backward()
+    assert image.grad is None
 
 
 def test_the_encoder_may_run_in_half_precision():
@@ -200,6 +209,10 @@ def test_hfie_reads_its_encoder_from_the_settings(encoder, tmp_path):
     built = build_prompt_extractor(config, toy_base())
     torch.testing.assert_close(built.encoder.state_dict(), encoder.state_dict())
     assert built(IMAGE).shape == (2, 5, 16)
+
+
+def test_an_encoder_already_built_is_used(encoder):
+    assert build_prompt_extractor(PromptConfig(hfie=TINY), toy_base(), encoder).encoder is encoder
 
 
 def test_hfie_without_an_encoder_says_which_file_is_wanted():

@@ -16,6 +16,7 @@ from ram_toys import (
 )
 from torch.nn.functional import linear
 
+from osdhuman.config import ConfigError, parse_config
 from osdhuman.models.tagging import (
     TaggingConfig,
     TaggingHead,
@@ -87,6 +88,11 @@ def test_a_missing_tensor_is_an_error_that_names_it():
 def test_the_older_name_of_the_head_is_known():
     state = {name.replace("tagging_head", "vision_multi"): tensor for name, tensor in tagging_state().items()}
     assert isinstance(head_from_state(state, TaggingConfig(tags=12, width=48, feedforward=96)), TaggingHead)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match="5 heads do not divide the width 768"):
+        parse_config(TaggingConfig, {"heads": 5})
 
 
 # The list of tags
