@@ -24,14 +24,13 @@ def main() -> None:
     if arguments.dry_run:
         print(dump_config(config), end="")
         return
-    from osdhuman.train.loop import train
+    from osdhuman.train.loop import build_trainer
 
     try:
-        train(config)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if type(error) is RuntimeError and "perceptual=" not in str(error):  # not a mistake of the user: show all
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        trainer = build_trainer(config)
+    except (ValueError, OSError) as error:  # a wrong path, base or combination of settings: the message says it all
+        sys.exit(str(error))
+    trainer.run()
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_lpips_without_its_weights_names_the_alternative(monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent")
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(RuntimeError, match="perceptual=stlpips"):
+    with pytest.raises(OSError, match="perceptual=stlpips"):
         build_perceptual("lpips")
 
 

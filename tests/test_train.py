@@ -15,7 +15,7 @@ from toy_training import draw_images, toy_config, toy_trainer, weights
 from osdhuman.config import ConfigError, load_config
 from osdhuman.train.checkpoint import config_changes, newest_checkpoint
 from osdhuman.train.config import OptimizerConfig, TrainConfig
-from osdhuman.train.loop import learning_rate
+from osdhuman.train.learner import learning_rate
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 

@@ -3,6 +3,7 @@
 Run as a script it trains: `python toy_training.py FOLDER KEY=VALUE ...`.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from osdhuman.train.config import TrainConfig
 from osdhuman.train.loop import Trainer
 from osdhuman.train.regularizer import Networks
 
+os.environ["ACCELERATE_USE_CPU"] = "true"  # where sums repeat themselves bit for bit
 TOKENS, WIDTH = 2, 3
 
 

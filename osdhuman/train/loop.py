@@ -1,23 +1,22 @@
 """Training as in section 3.2: one step of the generator (Eq. 4, 6), one of the regularizer (Eq. 7), and again.
 
 `Trainer.iterate` is the algorithm. Everything random in a step is keyed by (seed, counter of the sample), so a run
-that is killed and continued gives the weights of an uninterrupted one.
+that is killed and continued gives the weights of an uninterrupted one (bit for bit on a CPU; on a GPU as far as its
+kernels repeat themselves).
 """
 
-import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from osdhuman.config import dump_config
-from osdhuman.data.dataset import Batch, Positions, TrainingImages, load_batches
+from osdhuman.data.dataset import Batch, Positions, TrainingImages, list_samples, load_batches
 from osdhuman.data.degradation import Degradation
 from osdhuman.models.diffusion import add_noise
 from osdhuman.models.generator import Restoration
@@ -28,7 +27,9 @@ from osdhuman.train.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from osdhuman.train.config import OptimizerConfig, TrainConfig
+from osdhuman.train.config import TrainConfig
+from osdhuman.train.learner import Learner, MovingAverage, learning_rate
+from osdhuman.train.log import Log, add_losses
 from osdhuman.train.losses import (
     build_perceptual,
     classifier_free_guidance,
@@ -39,97 +40,6 @@ from osdhuman.train.losses import (
 )
 from osdhuman.train.regularizer import Networks, build_networks
 from osdhuman.train.validation import validate
-
-
-class Learner:
-    """A trained network with its optimizer: forward through the wrapper that averages gradients, backward, step.
-
-    Only parameters that require a gradient are optimized, clipped and stored.
-    """
-
-    def __init__(self, module: nn.Module, config: TrainConfig, accelerator):
-        self.network = accelerator.prepare_model(module)
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        options = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=options.lr,
-            betas=options.betas,
-            weight_decay=options.weight_decay,
-            eps=options.eps,
-            fused=True,
-        )
-        self.clip, self.accumulation = options.clip, config.accumulation
-        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one micro-batch."""
-        self.scaler.scale(loss / self.accumulation).backward()
-
-    def step(self, lr: float) -> Tensor:
-        """Clip, update the weights, forget the gradient; returns the gradient's norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return norm
-
-    def state(self) -> tuple[dict[str, Tensor], dict]:
-        tensors = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            tensors |= {f"{key}:{name}": value for key, value in self.optimizer.state[parameter].items()}
-        return tensors, self.scaler.state_dict()
-
-    @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict) -> None:
-        names = {key for key in tensors if ":" not in key}
-        if names != self.parameters.keys():
-            raise ValueError(f"the checkpoint's parameters differ: {sorted(names ^ self.parameters.keys())[:5]}")
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[name])
-        for key, value in tensors.items():
-            slot, colon, name = key.partition(":")
-            if colon:
-                parameter = self.parameters[name]
-                self.optimizer.state[parameter][slot] = value.to(parameter.device)
-        self.scaler.load_state_dict(numbers)
-
-
-class MovingAverage:
-    """Exponential moving average of the generator's trained parameters."""
-
-    def __init__(self, parameters: dict[str, Tensor], decay: float):
-        self.parameters, self.decay = parameters, decay
-        self.averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        averages, parameters = list(self.averages.values()), list(self.parameters.values())
-        torch._foreach_lerp_(averages, parameters, 1 - self.decay)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within, the parameters hold the averages."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data, self.averages[name] = self.averages[name], parameter.data
-
-    def state(self) -> tuple[dict[str, Tensor], dict]:
-        return self.averages, {}
-
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict) -> None:
-        for name, average in self.averages.items():
-            average.copy_(tensors[name])
 
 
 class Trainer:
@@ -159,8 +69,8 @@ class Trainer:
         self.perceptual = build_perceptual(config.perceptual).to(self.device)
         self.degradation = Degradation(config.degradation)
         self.abar = networks.generator.abar
-        _check_timesteps(config, len(self.abar))
-        self.negative_prompt = _checked(negative_prompt, config, self.device)
+        _require_timesteps(config, len(self.abar))
+        self.negative_prompt = _require_negative_prompt(negative_prompt, config, self.device)
         self.images = TrainingImages(config.data, config.seed)
         self.step, self.skipped = 0, set()
         self.stop_requested = False  # of this process, by a signal
@@ -373,61 +283,6 @@ class Trainer:
             signal.signal(signal.SIGTERM, previous)
 
 
-class Log:
-    """After each step: check and average the losses, move the progress bar, pass means to the trackers."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.sums = trainer, {}
-        self.steps, self.seconds, self.started = 0, 0.0, 0.0
-        main, total = trainer.accelerator.is_main_process, trainer.config.max_steps
-        self.bar = tqdm(total=total, initial=trainer.step, disable=not main, unit="step", dynamic_ncols=True)
-        self.epoch_end = math.ceil(len(trainer.images) / trainer.config.batch_size)
-
-    def start_step(self) -> None:
-        """Validation and saving do not count in images/s."""
-        self.started = time.perf_counter()
-
-    def __call__(self, losses: dict[str, Tensor]) -> None:
-        trainer = self.trainer
-        names = list(losses)
-        values = self.gather(torch.stack([losses[name].detach().float() for name in names]))
-        losses = dict(zip(names, values, strict=True))
-        check_finite(losses, trainer.step, gradients=trainer.config.mixed_precision != "fp16")
-        add_losses(self.sums, losses)
-        self.steps += 1
-        self.seconds += time.perf_counter() - self.started
-        self.bar.update()
-        if trainer.step % trainer.config.log_every == 0:
-            self.report()
-        if trainer.step == self.epoch_end:
-            self.report_skipped()
-
-    def gather(self, values: Tensor) -> list[float]:
-        """Means over the processes, and with them the request of any one to stop: one exchange, one wait."""
-        trainer = self.trainer
-        stop = torch.tensor([float(trainer.stop_requested)], device=values.device)
-        *means, stop = trainer.accelerator.reduce(torch.cat([values, stop]), "mean").tolist()
-        trainer.stopping = stop > 0
-        return means
-
-    def report(self) -> None:
-        trainer = self.trainer
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        means["images/s"] = trainer.config.batch_size * self.steps / self.seconds
-        shown = {name: f"{value:.4g}" for name, value in means.items() if "gradient" not in name}
-        self.bar.set_postfix(shown)
-        trainer.accelerator.log({f"train/{name}": value for name, value in means.items()}, trainer.step)
-        self.sums, self.steps, self.seconds = {}, 0, 0.0
-
-    def report_skipped(self) -> None:
-        trainer = self.trainer
-        path = trainer.config.run / "skipped.txt"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        names = {line.partition("\t")[0] for line in lines}
-        if names:
-            trainer.say(f"{len(names)} of {len(trainer.images)} training images could not be used: see {path}")
-
-
 def train(config: TrainConfig) -> Path:
     """Train what `config` says; returns the folder of the model (see `Trainer.run`)."""
     return build_trainer(config).run()
@@ -438,6 +293,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
     from osdhuman.models.base import load_base
     from osdhuman.models.osdhuman import OSDHuman
 
+    list_samples(config.data)  # a wrong path shows before gigabytes are loaded
     torch.manual_seed(config.seed)  # the adapters' first values, the same on every process
     guided = config.cfg_scale != 1
     base = load_base(config.model.base, text=guided or config.model.prompt.kind != "hfie")
@@ -447,36 +303,6 @@ def build_trainer(config: TrainConfig) -> Trainer:
     networks = build_networks(config.model, config.regularizer, base, config.gradient_checkpointing)
     model = OSDHuman(config.model, networks.generator, base)
     return Trainer(config, networks, negative_prompt, model.save_pretrained)
-
-
-def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to zero."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / (config.warmup_steps + 1)
-    if config.decay == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    return config.lr * (1 + math.cos(math.pi * progress)) / 2
-
-
-def add_losses(sums: dict, losses: dict, weight: float = 1.0) -> None:
-    """Add each loss, times `weight`, to the sum of its name."""
-    for name, value in losses.items():
-        value = value.detach() if isinstance(value, Tensor) else value
-        sums[name] = sums.get(name, 0) + weight * value
-
-
-def check_finite(losses: dict[str, float], step: int, gradients: bool = True) -> None:
-    """Raise FloatingPointError naming the first term that is not finite.
-
-    In fp16 a gradient may overflow; the scaler then skips the step, so gradients are not looked at.
-    """
-    for name, value in losses.items():
-        if not math.isfinite(value) and (gradients or "gradient" not in name):
-            raise FloatingPointError(
-                f"step {step}: the term {name!r} is {value}; all terms: {losses}. Nothing was saved since the last "
-                "checkpoint. Try a lower optimizer.lr, bf16 instead of fp16, or look at the images of this step"
-            )
 
 
 def _accelerator(config: TrainConfig):
@@ -493,7 +319,9 @@ def _accelerator(config: TrainConfig):
     )
 
 
-def _checked(negative_prompt: Tensor | None, config: TrainConfig, device: torch.device) -> Tensor | None:
+def _require_negative_prompt(
+    negative_prompt: Tensor | None, config: TrainConfig, device: torch.device
+) -> Tensor | None:
     if config.cfg_scale == 1:
         return None
     if negative_prompt is None:
@@ -504,7 +332,7 @@ def _checked(negative_prompt: Tensor | None, config: TrainConfig, device: torch.
     return negative_prompt.to(device)
 
 
-def _check_timesteps(config: TrainConfig, steps: int) -> None:
+def _require_timesteps(config: TrainConfig, steps: int) -> None:
     for name in ("t_range", "regularizer_t_range"):
         if getattr(config, name)[1] > steps:
             raise ValueError(f"{name} {getattr(config, name)} goes beyond the base's schedule of {steps} steps")

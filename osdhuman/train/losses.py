@@ -95,7 +95,7 @@ def build_perceptual(name: PerceptualName) -> nn.Module:
 
     `lpips` is the paper's (VGG, whose ImageNet weights torchvision downloads once), `stlpips` the shift-tolerant
     LPIPS on AlexNet (its weights come with its package), `none` leaves the term out.
-    Raises RuntimeError where the weights of `lpips` cannot be had.
+    Raises OSError where the weights of `lpips` cannot be had.
     """
     if name == "none":
         return NoPerceptualLoss()
@@ -114,7 +114,7 @@ def _lpips() -> nn.Module:
             warnings.simplefilter("ignore", UserWarning)
             return lpips.LPIPS(net="vgg", verbose=False)
     except OSError as error:  # URLError is one
-        raise RuntimeError(
+        raise OSError(
             f"LPIPS needs torchvision's VGG-16 weights, and downloading them failed ({error}). Put vgg16-397923af.pth "
             f"into {torch.hub.get_dir()}/checkpoints, or train with perceptual=stlpips, whose weights are installed"
         ) from error
