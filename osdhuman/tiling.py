@@ -1,0 +1,277 @@
+"""Large pictures in pieces: tile positions, blended UNet tiles, and a VAE that runs its wide layers on tiles.
+
+The UNet sees overlapping latent tiles; its noise predictions are blended with Gaussian weights and one x0 step follows
+on the whole latent. The VAE runs on the whole picture where its layers are small, at the latent's resolution, and tile
+by tile above it. Padding as wide as these layers reach makes the tiles exact but for one thing: a GroupNorm takes mean
+and variance over the whole picture, and a tile alone would come out with a contrast of its own. So they are measured
+before, over many small windows spread evenly over the picture, and every tile is normalised with them: no seams.
+Boxes are (x0, y0, x1, y1), half-open.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Box = tuple[int, int, int, int]
+
+ATTENTION_TILE, ATTENTION_PAD = 64, 16  # latent positions: queries of 64x64 see keys of 96x96
+
+# ------------------------------------------------------------------------------------------------- UNet on latent tiles
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First positions of tiles along one axis: a fixed step, and the last tile moved back to end at `length`."""
+    if not 0 <= overlap < tile:
+        raise ValueError(f"overlap must be at least 0 and smaller than the tile of {tile}, got {overlap}")
+    if length <= tile:
+        return [0]
+    step = tile - overlap
+    count = math.ceil((length - tile) / step) + 1
+    return [i * step for i in range(count - 1)] + [length - tile]
+
+
+def gaussian_weights(height: int, width: int) -> Tensor:
+    """Weights (height, width), float64, largest in the middle, of variance 0.01 in units of the tile.
+
+    The vertical centre is half a pixel low, as in every published one-step restorer: kept for equal results.
+    """
+
+    def bell(length: int, centre: float) -> Tensor:
+        x = torch.arange(length, dtype=torch.float64)
+        return torch.exp(-((x - centre) ** 2) / (length**2 * 2 * 0.01)) / math.sqrt(2 * math.pi * 0.01)
+
+    return torch.outer(bell(height, height / 2), bell(width, (width - 1) / 2))
+
+
+def blend_latent(noise_fn: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int) -> Tensor:
+    """Noise prediction (B,C,h,w) float32 for a latent of any size, one call of `noise_fn` per tile.
+
+    Latents of at most `tile * tile` positions are predicted whole. `noise_fn` maps (B,C,th,tw) to the same shape.
+    """
+    height, width = z.shape[-2:]
+    if height * width <= tile * tile:
+        return noise_fn(z).float()
+    tile = min(tile, height, width)
+    overlap = min(overlap, tile - 1)
+    weights = gaussian_weights(tile, tile).to(z.device, torch.float32)
+    noise = torch.zeros(z.shape, device=z.device)
+    total = torch.zeros((height, width), device=z.device)
+    for y in starts(height, tile, overlap):
+        for x in starts(width, tile, overlap):
+            here = (..., slice(y, y + tile), slice(x, x + tile))
+            noise[here] += noise_fn(z[here]).float() * weights
+            total[here] += weights
+    return noise / total
+
+
+# --------------------------------------------------------------------------------------------------------- VAE by tiles
+
+
+class Tile(NamedTuple):
+    """`source` is read (core and padding), `target` is kept; both in the coordinates of the input."""
+
+    source: Box
+    target: Box
+
+
+def vae_tile_boxes(height: int, width: int, tile: int, pad: int, unit: int = 32) -> list[Tile]:
+    """Tiles that cover height x width, row by row; the cores are equal but for the last row and column.
+
+    One tile where the longer side is at most `tile + 2 * pad`. Otherwise a side is cut into as few cores as possible,
+    of equal size rounded up to a multiple of `unit`, else of its halves, as far as that stays within `tile`.
+    """
+    if max(height, width) <= tile + 2 * pad:
+        whole = (0, 0, width, height)
+        return [Tile(whole, whole)]
+    return [
+        Tile((x[0], y[0], x[1], y[1]), (x[2], y[2], x[3], y[3]))
+        for y in _spans(height, tile, pad, unit)
+        for x in _spans(width, tile, pad, unit)
+    ]
+
+
+def _spans(length: int, tile: int, pad: int, unit: int) -> list[tuple[int, int, int, int]]:
+    """Along one axis, (first and last read, first and last kept) of each tile."""
+    count = max(1, math.ceil((length - 2 * pad) / tile))
+    size = _rounded(math.ceil((length - 2 * pad) / count), tile, unit)
+    spans = []
+    for i in range(count):
+        first, last = pad + i * size, min(pad + (i + 1) * size, length)
+        kept = (0 if first <= pad else first, length if last >= length - pad else last)
+        spans.append((max(first - pad, 0), min(last + pad, length), *kept))
+    return spans
+
+
+def _rounded(size: int, tile: int, unit: int) -> int:
+    while unit > 1:
+        rounded = math.ceil(size / unit) * unit
+        if rounded <= tile:
+            return rounded
+        unit //= 2
+    return size
+
+
+@contextmanager
+def tiled_vae(vae: nn.Module, encoder_tile: int, decoder_tile: int) -> Iterator[None]:
+    """Within the context `vae.encode` and `vae.decode` (diffusers' AutoencoderKL) bound the memory that they take.
+
+    Layers above the latent's resolution, which need nearly all of it, run on tiles of that many pixels a side; the
+    others run on the whole picture, their attention on windows. Afterwards, also on an error, all is as before.
+    """
+    forwards = {vae.encoder: partial(_encode, vae.encoder, encoder_tile)}
+    forwards[vae.decoder] = partial(_decode, vae.decoder, decoder_tile)
+    for part in (vae.encoder, vae.decoder):
+        forwards |= {attention: partial(_attend, attention) for attention in part.mid_block.attentions if attention}
+    with replaced_forwards(forwards):
+        yield
+
+
+@contextmanager
+def replaced_forwards(forwards: dict[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Give modules another forward for a while; a compiled module runs uncompiled meanwhile."""
+    compiled = {module: module._compiled_call_impl for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward, module._compiled_call_impl = forward, None
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+            module._compiled_call_impl = compiled[module]
+
+
+def _encode(encoder: nn.Module, tile: int, image: Tensor) -> Tensor:
+    """The encoder's forward: all levels but the last by tiles, then the last one and the mid block whole."""
+    front = nn.Sequential(encoder.conv_in, *encoder.down_blocks[:-1])
+    reach = _reach(encoder.conv_in)
+    for level, block in enumerate(encoder.down_blocks[:-1]):
+        reach += _reach(block) * 2**level
+    unit = 2 ** (len(encoder.down_blocks) - 1)
+    x = run_tiled(front, image, tile, math.ceil(reach / unit) * unit, unit)
+    x = encoder.mid_block(encoder.down_blocks[-1](x))
+    return encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(x)))
+
+
+def _decode(decoder: nn.Module, tile: int, z: Tensor, latent_embeds: None = None) -> Tensor:
+    """The decoder's forward: the mid block and the first level whole, the other levels by tiles."""
+    back = nn.Sequential(*decoder.up_blocks[1:], decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+    scale = 2 ** (len(decoder.up_blocks) - 2)
+    reach = _reach(decoder.conv_out) / scale
+    for level, block in enumerate(decoder.up_blocks[1:]):
+        reach += _reach(block) / 2**level
+    x = decoder.up_blocks[0](decoder.mid_block(decoder.conv_in(z)))
+    return run_tiled(back, x, max(tile // scale, 1), math.ceil(reach), 1)
+
+
+def _reach(block: nn.Module) -> int:
+    """How many positions a block looks beyond an edge: one per 3x3 convolution, two where it has stride 2."""
+    convolutions = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    return sum(conv.stride[0] for conv in convolutions)
+
+
+def _attend(attention: nn.Module, x: Tensor, **_: None) -> Tensor:
+    """The mid block's self-attention on (B,C,h,w): each query sees its window of positions, not the whole picture."""
+    normed = attention.group_norm(x)
+    result = torch.empty_like(x)
+    for (x0, y0, x1, y1), (u0, v0, u1, v1) in vae_tile_boxes(*x.shape[-2:], ATTENTION_TILE, ATTENTION_PAD, 1):
+        query = attention.to_q(_tokens(normed[..., v0:v1, u0:u1]))
+        around = _tokens(normed[..., y0:y1, x0:x1])
+        query, key, value = (
+            tokens.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for tokens in (query, attention.to_k(around), attention.to_v(around))
+        )
+        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        result[..., v0:v1, u0:u1] = attention.to_out[0](seen).transpose(1, 2).unflatten(-1, (v1 - v0, u1 - u0))
+    return (result + x) / attention.rescale_output_factor
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def run_tiled(stage: nn.Module, x: Tensor, tile: int, pad: int, unit: int = 1) -> Tensor:
+    """Convolutional layers on (B,C,H,W), tile by tile, each picture of the batch alone -> (B,C',H*s,W*s).
+
+    The scale s may be below 1: H, W, tile and pad must then be multiples of `unit` = 1/s. With `pad` at least the reach
+    of the layers the result is that of `stage(x)` but for the statistics of GroupNorms.
+    """
+    tiles = vae_tile_boxes(*x.shape[-2:], tile, pad, max(unit, 32))
+    if len(tiles) == 1:
+        return stage(x)
+    return torch.cat([_run_tiled(stage, one[None], tiles, tile, unit) for one in x])
+
+
+def _run_tiled(stage: nn.Module, x: Tensor, tiles: list[Tile], tile: int, unit: int) -> Tensor:
+    norms = [module for module in stage.modules() if isinstance(module, nn.GroupNorm)]
+    statistics = Statistics()
+    with replaced_forwards({norm: partial(statistics.measure, norm) for norm in norms}), reflected_borders(stage):
+        stage(windows(x, max(tile // 8 // unit, 4) * unit, tile * tile, unit))
+    result = None
+    with replaced_forwards({norm: partial(statistics.apply, norm) for norm in norms}):
+        for (x0, y0, x1, y1), kept in tiles:
+            part = stage(x[..., y0:y1, x0:x1])
+            scale = part.shape[-1] / (x1 - x0)
+            if result is None:
+                result = part.new_empty(1, part.shape[1], *(round(side * scale) for side in x.shape[-2:]))
+            u0, v0, u1, v1 = (round(edge * scale) for edge in kept)
+            du, dv = round(x0 * scale), round(y0 * scale)
+            result[..., v0:v1, u0:u1] = part[..., v0 - dv : v1 - dv, u0 - du : u1 - du]
+    return result
+
+
+class Statistics:
+    """Mean and variance per group of each GroupNorm: pooled over a batch by `measure`, used again by `apply`."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
+
+    def measure(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        groups = x.reshape(x.shape[0], norm.num_groups, -1).float()
+        variance, mean = torch.var_mean(groups, dim=(0, 2), correction=0)
+        self.recorded[norm] = mean, variance
+        return self.apply(norm, x)
+
+    def apply(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        # with given statistics a GroupNorm is a BatchNorm in evaluation, for which there is a fused kernel
+        mean, variance = (value.repeat_interleave(x.shape[1] // norm.num_groups) for value in self.recorded[norm])
+        weight, bias = norm.weight.float(), norm.bias.float()
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
+
+
+@contextmanager
+def reflected_borders(stage: nn.Module) -> Iterator[None]:
+    """Convolutions meet their input mirrored instead of zeros, which in a small window would bend the statistics."""
+    convolutions = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.padding_mode == "zeros"]
+    try:
+        for conv in convolutions:
+            conv.padding_mode = "reflect"
+        yield
+    finally:
+        for conv in convolutions:
+            conv.padding_mode = "zeros"
+
+
+def windows(image: Tensor, side: int, budget: int, unit: int = 1) -> Tensor:
+    """A batch (n,C,h,w) of windows spread evenly over one picture (1,C,H,W), at most `budget` pixels or one window.
+
+    They start at multiples of `unit` and never overlap by more than they must.
+    """
+    height, width = image.shape[-2:]
+    high, wide = min(side, height), min(side, width)
+    count = max(1, budget // (high * wide))
+    columns = min(max(1, round(math.sqrt(count * width / height))), math.ceil(width / wide), count)
+    rows = min(max(1, count // columns), math.ceil(height / high))
+    ys, xs = _even(height, high, rows, unit), _even(width, wide, columns, unit)
+    return torch.cat([image[..., y : y + high, x : x + wide] for y in ys for x in xs])
+
+
+def _even(length: int, size: int, count: int, unit: int) -> list[int]:
+    if count == 1:
+        return [(length - size) // 2 // unit * unit]
+    return [(length - size) * i // (count - 1) // unit * unit for i in range(count)]
