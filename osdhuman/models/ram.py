@@ -71,7 +71,7 @@ class RAMEncoder(nn.Module):
 
     def __init__(self, config: RAMConfig, skip_init: bool = False):
         """`skip_init` leaves the parameters unset, for a caller who loads them at once (3.5 s faster at full size)."""
-        from timm.models.swin_transformer import SwinTransformer
+        from timm.models.swin_transformer import SwinTransformer, WindowAttention
 
         super().__init__()
         self.config = config
@@ -88,6 +88,9 @@ class RAMEncoder(nn.Module):
                 weight_init="skip" if skip_init else "",
             )
             self.image_proj = nn.Linear(config.width, config.projection)
+        for module in self.swin.modules():
+            if isinstance(module, WindowAttention):
+                module.fused_attn = True  # timm's own switch, off for Swin unless the process as a whole asks for it
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W) in [0,1], any size -> tokens (B,1+n,projection) in the dtype of the weights."""
