@@ -97,6 +97,12 @@ def test_global_random_states_are_neither_used_nor_moved(hq):
     assert torch.equal(first, second) and torch.equal(state, torch.get_rng_state())
 
 
+def test_autocast_around_it_changes_nothing(hq):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = Degradation()(hq, 1, range(4))
+    assert torch.equal(inside, Degradation()(hq, 1, range(4)))
+
+
 def test_switching_a_stage_off_leaves_what_the_others_drew(rng):
     with_jpeg = draw_order(OrderConfig(), np.random.default_rng(0))
     without = draw_order(OrderConfig(jpeg=False, blur=False), np.random.default_rng(0))
@@ -168,7 +174,9 @@ def test_gaussian_by_hand():
 
 
 def test_angle_turns_the_long_axis_from_x_to_y():
-    torch.testing.assert_close(blur_kernels.gaussian(9, 2.0, 0.5, np.pi / 2), blur_kernels.gaussian(9, 0.5, 2.0))
+    """At 45 degrees the corner (4,4) lies sqrt(32) along an axis of sigma 2, and 0 across: exp(-32 / 4 / 2)."""
+    kernel = blur_kernels.gaussian(9, 2.0, 0.5, np.pi / 4)
+    assert (kernel[8, 8] / kernel[4, 4]).item() == pytest.approx(np.exp(-4))
 
 
 def test_generalized_gaussian_with_beta_one_is_gaussian():

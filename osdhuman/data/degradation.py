@@ -175,8 +175,8 @@ class Degradation:
     def _check(self, hq: Tensor, seed: int, indices: Sequence[int]) -> None:
         if hq.ndim != 4 or hq.shape[1] != 3 or not hq.is_floating_point():
             raise ValueError(f"hq must be a float tensor (B,3,H,W) in [0,1], got {hq.dtype} {tuple(hq.shape)}")
-        if min(hq.shape[-2:]) < max(SMALLEST_SIDE, 4 * self.config.scale):
-            smallest = max(SMALLEST_SIDE, 4 * self.config.scale)
+        smallest = max(SMALLEST_SIDE, 4 * self.config.scale)
+        if min(hq.shape[-2:]) < smallest:
             raise ValueError(f"hq must be at least {smallest} pixels high and wide, got {tuple(hq.shape[-2:])}")
         if len(indices) != len(hq):
             raise ValueError(f"one index per sample is needed, got {len(indices)} indices for {len(hq)} samples")
@@ -261,16 +261,19 @@ def blur(image: Tensor, kernel: Tensor | None) -> Tensor:
     border = kernel.shape[-1] // 2
     size = (_fast_length(height + 2 * border), _fast_length(width + 2 * border))
     spectrum = torch.fft.rfft2(_reflect(image, border), s=size)
-    spectrum *= _response(kernel.to(image), size)
+    spectrum *= _response(kernel.to(image.device), size).to(image.dtype)
     return torch.fft.irfft2(spectrum, s=size)[..., border : border + height, border : border + width]
 
 
 def _response(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fourier transform (n, m/2 + 1) of a kernel (k,k) symmetric about its centre: real, hence two small products."""
+    """Fourier transform (n, m/2 + 1) of a kernel (k,k) symmetric about its centre: real, hence two small products.
+
+    In float64, which neither autocast nor TF32 touches.
+    """
     (n, m), border = size, kernel.shape[-1] // 2
-    x = torch.arange(-border, border + 1, device=kernel.device)
-    rows = torch.outer(torch.arange(n, device=kernel.device), x) * (2 * math.pi / n)
-    columns = torch.outer(x, torch.arange(m // 2 + 1, device=kernel.device)) * (2 * math.pi / m)
+    x = torch.arange(-border, border + 1, dtype=torch.float64, device=kernel.device)
+    rows = torch.outer(torch.arange(n, device=kernel.device), x * (2 * math.pi / n))
+    columns = torch.outer(x * (2 * math.pi / m), torch.arange(m // 2 + 1, device=kernel.device))
     return rows.cos() @ kernel @ columns.cos() - rows.sin() @ kernel @ columns.sin()
 
 
@@ -306,7 +309,7 @@ def poisson_noise(image: Tensor, rng: np.random.Generator) -> Tensor:
     """
     level = to_8_bits(image).int()
     photons = 2 ** math.ceil(math.log2(level.flatten().bincount(minlength=256).count_nonzero()))
-    draw = torch.from_numpy(rng.integers(2**RANDOM_BITS, size=level.shape, dtype=np.uint16)).to(image.device).int()
+    draw = torch.from_numpy(rng.integers(2**RANDOM_BITS, size=level.shape, dtype=np.int16)).to(image.device)
     place = level.mul(2**RANDOM_BITS).add_(draw)
     counts = _poisson_quantiles(photons, image.device).index_select(0, place.flatten()).view_as(level)
     return counts / photons - level / 255
@@ -335,7 +338,8 @@ def to_8_bits(image: Tensor) -> Tensor:
 
 
 def _luma(image: Tensor) -> Tensor:
-    return torch.tensordot(torch.tensor([0.2989, 0.587, 0.114], device=image.device), image, dims=1)[None]
+    red, green, blue = image
+    return (0.2989 * red + 0.587 * green + 0.114 * blue)[None]
 
 
 def _reflect(image: Tensor, border: int) -> Tensor:
