@@ -11,7 +11,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -206,6 +206,43 @@ def fill_hidden(rgb: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(alpha > 0, rgb, colour)
 
 
+# ---------------------------------------------------------------------------------------------------- held in memory
+
+
+def to_picture(image: "Image.Image | np.ndarray") -> Picture:
+    """A PIL image of any mode, or an array (H,W) or (H,W,1|3|4) of uint8, uint16 or float in [0,1], as a Picture."""
+    if isinstance(image, Image.Image):
+        if image.mode.startswith("I;16"):
+            return _picture(np.asarray(ImageOps.exif_transpose(image)), True, 16, image.info.get("icc_profile"))
+        gray = image.mode in ("1", "L", "LA", "La")
+        plain, icc = _plain_mode(ImageOps.exif_transpose(image), gray, image.info.get("icc_profile"))
+        return _picture(np.asarray(plain), gray, 8, icc)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"expected a PIL image, a numpy array or a tensor, got {type(image).__name__}")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"an array must be (H,W) or (H,W,1|3|4), got {image.shape}")
+    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
+        raise ValueError(f"an array must be uint8, uint16 or float in [0,1], got {image.dtype}")
+    bits = 16 if image.dtype == np.uint16 else 8
+    whole = image * 255 if image.dtype.kind == "f" else image
+    return _picture(whole, image.ndim == 2 or image.shape[2] == 1, bits, None)
+
+
+def from_picture(picture: Picture, like: "Image.Image | np.ndarray") -> "Image.Image | np.ndarray":
+    """A picture in the kind, dtype and layout of `like`; a PIL image carries the profile on, and 16 bits if grey."""
+    if isinstance(like, Image.Image):
+        deep = picture.bits == 16 and picture.gray and picture.alpha is None
+        image = Image.fromarray(_pixels(picture, 16 if deep else 8))
+        if picture.icc:
+            image.info["icc_profile"] = picture.icc
+        return image
+    if like.dtype.kind == "f":
+        pixels = _planes(picture).permute(1, 2, 0).numpy().astype(like.dtype)
+    else:
+        pixels = _pixels(picture, picture.bits)
+    return pixels.reshape(*picture.rgb.shape[1:], *like.shape[2:])
+
+
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
@@ -251,19 +288,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _encode(suffix: str, picture: Picture) -> bytes:
-    planes = [_luma(picture.rgb) if picture.gray else picture.rgb]
     if picture.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-        planes = [planes[0] * picture.alpha + (1 - picture.alpha)]
-    elif picture.alpha is not None:
-        planes.append(picture.alpha)
-    bits = picture.bits if suffix == ".png" else 8
-    pixels = torch.cat([p.float().cpu().clamp(0, 1) for p in planes]).permute(1, 2, 0).mul(2**bits - 1).round()
-    if bits == 16:
-        return _png16(pixels.numpy().astype(np.uint16), picture.icc)
-    image = Image.fromarray(pixels.to(torch.uint8).squeeze(-1).numpy())
+        picture = replace(picture, rgb=picture.rgb * picture.alpha + (1 - picture.alpha), alpha=None)
+    if picture.bits == 16 and suffix == ".png":
+        return _png16(_pixels(picture, 16), picture.icc)
     buffer = io.BytesIO()
-    image.save(buffer, **_options(suffix), icc_profile=picture.icc)
+    Image.fromarray(_pixels(picture, 8)).save(buffer, **_options(suffix), icc_profile=picture.icc)
     return buffer.getvalue()
+
+
+def _planes(picture: Picture) -> Tensor:
+    """(1|2|3|4,H,W) in [0,1]: grey or RGB, and alpha where there is one."""
+    planes = [_luma(picture.rgb) if picture.gray else picture.rgb]
+    if picture.alpha is not None:
+        planes.append(picture.alpha)
+    return torch.cat([plane.float().cpu() for plane in planes]).clamp(0, 1)
+
+
+def _pixels(picture: Picture, bits: int) -> np.ndarray:
+    """Rounded uint8 or uint16, (H,W) or (H,W,2|3|4)."""
+    pixels = _planes(picture).permute(1, 2, 0).mul(2**bits - 1).round().numpy()
+    pixels = pixels.astype(np.uint16 if bits == 16 else np.uint8)
+    return np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def _luma(rgb: Tensor) -> Tensor:
@@ -282,7 +328,8 @@ def _options(suffix: str) -> dict:
 
 
 def _png16(pixels: np.ndarray, icc: bytes | None) -> bytes:
-    """uint16 (H,W,1|2|3|4) as PNG: Pillow has no 16-bit colour, and OpenCV neither grey with alpha nor a profile."""
+    """uint16 (H,W) or (H,W,2|3|4) as PNG: Pillow has no 16-bit colour, OpenCV no grey with alpha and no profile."""
+    pixels = np.atleast_3d(pixels)
     height, width, channels = pixels.shape
     colour_type = {1: 0, 3: 2, 2: 4, 4: 6}[channels]
     rows = np.ascontiguousarray(pixels, ">u2").view(np.uint8).reshape(height, -1)

@@ -10,7 +10,7 @@ Boxes are (x0, y0, x1, y1), half-open.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -121,14 +121,12 @@ def _rounded(size: int, tile: int, unit: int) -> int:
 def tiled_vae(vae: nn.Module, encoder_tile: int, decoder_tile: int) -> Iterator[None]:
     """Within the context `vae.encode` and `vae.decode` (diffusers' AutoencoderKL) bound the memory that they take.
 
-    Layers above the latent's resolution, which need nearly all of it, run on tiles of that many pixels a side; the
-    others run on the whole picture, their attention on windows. Afterwards, also on an error, all is as before.
+    A picture larger than a tile (pixels a side) and its padding runs in two parts: the layers above the latent's
+    resolution, which need nearly all of the memory, on tiles; the others on the whole picture, their attention on
+    windows. A smaller picture runs as always. Afterwards, also on an error, all is as before.
     """
-    forwards = {vae.encoder: partial(_encode, vae.encoder, encoder_tile)}
-    forwards[vae.decoder] = partial(_decode, vae.decoder, decoder_tile)
-    for part in (vae.encoder, vae.decoder):
-        forwards |= {attention: partial(_attend, attention) for attention in part.mid_block.attentions if attention}
-    with replaced_forwards(forwards):
+    encode, decode = partial(_encode, vae.encoder, encoder_tile), partial(_decode, vae.decoder, decoder_tile)
+    with replaced_forwards({vae.encoder: encode, vae.decoder: decode}):
         yield
 
 
@@ -148,25 +146,28 @@ def replaced_forwards(forwards: dict[nn.Module, Callable[..., Tensor]]) -> Itera
 
 def _encode(encoder: nn.Module, tile: int, image: Tensor) -> Tensor:
     """The encoder's forward: all levels but the last by tiles, then the last one and the mid block whole."""
-    front = nn.Sequential(encoder.conv_in, *encoder.down_blocks[:-1])
-    reach = _reach(encoder.conv_in)
-    for level, block in enumerate(encoder.down_blocks[:-1]):
-        reach += _reach(block) * 2**level
     unit = 2 ** (len(encoder.down_blocks) - 1)
-    x = run_tiled(front, image, tile, math.ceil(reach / unit) * unit, unit)
-    x = encoder.mid_block(encoder.down_blocks[-1](x))
+    reach = _reach(encoder.conv_in) + sum(_reach(b) * 2**level for level, b in enumerate(encoder.down_blocks[:-1]))
+    pad = math.ceil(reach / unit) * unit
+    if max(image.shape[-2:]) <= tile + 2 * pad:
+        return type(encoder).forward(encoder, image)
+    x = run_tiled(nn.Sequential(encoder.conv_in, *encoder.down_blocks[:-1]), image, tile, pad, unit)
+    with windowed_attention(encoder.mid_block):
+        x = encoder.mid_block(encoder.down_blocks[-1](x))
     return encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(x)))
 
 
 def _decode(decoder: nn.Module, tile: int, z: Tensor, latent_embeds: None = None) -> Tensor:
     """The decoder's forward: the mid block and the first level whole, the other levels by tiles."""
-    back = nn.Sequential(*decoder.up_blocks[1:], decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
-    scale = 2 ** (len(decoder.up_blocks) - 2)
-    reach = _reach(decoder.conv_out) / scale
-    for level, block in enumerate(decoder.up_blocks[1:]):
-        reach += _reach(block) / 2**level
-    x = decoder.up_blocks[0](decoder.mid_block(decoder.conv_in(z)))
-    return run_tiled(back, x, max(tile // scale, 1), math.ceil(reach), 1)
+    first, *rest = decoder.up_blocks
+    scale = 2 ** (len(rest) - 1)  # from the output of the first level to pixels
+    pad = math.ceil(_reach(decoder.conv_out) / scale + sum(_reach(b) / 2**level for level, b in enumerate(rest)))
+    if max(z.shape[-2:]) * 2 * scale <= tile + 2 * pad * scale:
+        return type(decoder).forward(decoder, z)
+    with windowed_attention(decoder.mid_block):
+        x = first(decoder.mid_block(decoder.conv_in(z)))
+    back = nn.Sequential(*rest, decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+    return run_tiled(back, x, max(tile // scale, 1), pad)
 
 
 def _reach(block: nn.Module) -> int:
@@ -175,8 +176,13 @@ def _reach(block: nn.Module) -> int:
     return sum(conv.stride[0] for conv in convolutions)
 
 
+def windowed_attention(mid_block: nn.Module) -> AbstractContextManager[None]:
+    """Within the context the mid block's attention, whose cost grows with the square of the picture, sees windows."""
+    return replaced_forwards({a: partial(_attend, a) for a in mid_block.attentions if a is not None})
+
+
 def _attend(attention: nn.Module, x: Tensor, **_: None) -> Tensor:
-    """The mid block's self-attention on (B,C,h,w): each query sees its window of positions, not the whole picture."""
+    """Self-attention on (B,C,h,w) whose queries see the positions of their window, not the whole picture."""
     normed = attention.group_norm(x)
     result = torch.empty_like(x)
     for (x0, y0, x1, y1), (u0, v0, u1, v1) in vae_tile_boxes(*x.shape[-2:], ATTENTION_TILE, ATTENTION_PAD, 1):
