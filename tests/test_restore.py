@@ -1,0 +1,394 @@
+"""Restoring with a toy generator that gives back its input: what is tested is the road around the network."""
+
+import runpy
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from osdhuman.images import Picture, read_picture, resize, write_picture
+from osdhuman.restore import (
+    Plan,
+    RestoreConfig,
+    estimate,
+    in_float32,
+    list_jobs,
+    make_plan,
+    pad_to_multiple,
+    restore_files,
+    restore_image,
+    restore_tensor,
+)
+
+
+class Net(nn.Module):
+    def __init__(self, *widths: int):
+        super().__init__()
+        self.config = types.SimpleNamespace(block_out_channels=widths)
+        self.encoder, self.decoder = nn.Identity(), nn.Identity()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+class Echo(nn.Module):
+    """The interface of Generator with lossless stages; `fail` is called with each latent that the UNet sees."""
+
+    factor, multiple = 4, 16
+
+    def __init__(self, fail=lambda z: None):
+        super().__init__()
+        self.vae, self.unet, self.fail, self.prompts, self.seen = Net(8, 8, 16), Net(8, 16), fail, [], []
+        self.register_buffer("abar", torch.ones(1))
+
+    def prompt_extractor(self, image: Tensor) -> Tensor:
+        self.prompts.append(tuple(image.shape))
+        return torch.zeros(len(image), 5, 8)
+
+    def encode(self, image: Tensor) -> Tensor:
+        self.seen.append(image)
+        return F.pixel_unshuffle(image, 4)
+
+    def denoise(self, z: Tensor, prompt: Tensor) -> Tensor:
+        self.fail(z)
+        return torch.zeros_like(z)
+
+    def to_z_hat(self, z_lq: Tensor, noise: Tensor) -> Tensor:
+        return z_lq - noise
+
+    def decode(self, z_hat: Tensor) -> Tensor:
+        return F.pixel_shuffle(z_hat, 4) * self.vae.weight.float()
+
+
+PLAIN = RestoreConfig(color_fix="off")
+MODEL = types.SimpleNamespace(generator=Echo())
+
+
+# ------------------------------------------------------------------------------------------------------------ tensors
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 5), (65, 130), (16, 32)])
+def test_any_size_comes_back_exactly(height, width):
+    lq = torch.rand(1, 3, height, width)
+    torch.testing.assert_close(restore_tensor(Echo(), lq, PLAIN), lq)
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+def test_size_is_input_times_upscale(upscale):
+    config = RestoreConfig(upscale=upscale)
+    assert restore_tensor(Echo(), torch.rand(2, 3, 7, 5), config).shape == (2, 3, 7 * upscale, 5 * upscale)
+
+
+def test_network_sees_a_multiple():
+    generator = Echo()
+    restore_tensor(generator, torch.rand(1, 3, 65, 130), PLAIN)
+    assert generator.seen[0].shape[-2:] == (80, 144)
+
+
+def test_padding_mirrors_the_picture():
+    row = torch.arange(6.0).reshape(1, 1, 1, 6)
+    assert pad_to_multiple(row, 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 3]
+
+
+def test_padding_replicates_where_there_is_too_little_to_mirror():
+    row = torch.arange(2.0).reshape(1, 1, 1, 2)
+    assert pad_to_multiple(row, 8)[0, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_large_picture_has_one_prompt_from_the_whole():
+    generator = Echo()
+    restore_tensor(generator, torch.rand(1, 3, 300, 400), RestoreConfig(unet_tile=256, unet_overlap=64))
+    assert generator.prompts == [(1, 3, 300, 400)]
+
+
+def test_large_picture_meets_the_unet_in_tiles():
+    sizes = []
+    generator = Echo(lambda z: sizes.append(tuple(z.shape[-2:])))
+    restore_tensor(generator, torch.rand(1, 3, 512, 512), RestoreConfig(unet_tile=256, unet_overlap=64))
+    assert set(sizes) == {(64, 64)} and len(sizes) == 9
+
+
+def test_colours_follow_the_input():
+    class Green(Echo):
+        def decode(self, z_hat: Tensor) -> Tensor:
+            return super().decode(z_hat) * torch.tensor([0.8, 1, 0.8]).view(1, 3, 1, 1)
+
+    lq = torch.rand(1, 3, 64, 64)
+    cast = (restore_tensor(Green(), lq, RestoreConfig(color_fix="adain")) - lq).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(cast, torch.zeros(3), atol=1e-3, rtol=0)
+
+
+def test_integers_are_an_error():
+    with pytest.raises(ValueError, match=r"float \(B,3,H,W\) in \[0,1\], got torch.uint8"):
+        restore_tensor(Echo(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), PLAIN)
+
+
+def half_with_nan() -> Echo:
+    class Overflow(Echo):
+        def denoise(self, z: Tensor, prompt: Tensor) -> Tensor:
+            return torch.zeros_like(z) * (1 if self.vae.weight.dtype == torch.float32 else float("nan"))
+
+    generator = Overflow()
+    generator.vae.half()
+    return generator
+
+
+def test_nan_in_half_precision_is_done_again_in_float32():
+    lq = torch.rand(1, 3, 16, 16)
+    with pytest.warns(UserWarning, match="done again in float32"):
+        torch.testing.assert_close(restore_tensor(half_with_nan(), lq, PLAIN), lq)
+
+
+def test_weights_are_half_again_afterwards():
+    module = nn.Linear(2, 2).bfloat16()
+    with in_float32(module):
+        pass
+    assert module.weight.dtype == torch.bfloat16
+
+
+def test_float32_weights_stay_as_they_are():
+    module = nn.Linear(2, 2)
+    with in_float32(module):
+        assert module.weight.dtype == torch.float32
+
+
+def test_nan_in_float32_is_an_error():
+    class Broken(Echo):
+        def denoise(self, z: Tensor, prompt: Tensor) -> Tensor:
+            return z * float("nan")
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        restore_tensor(Broken(), torch.rand(1, 3, 16, 16), PLAIN)
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def too_large(side: int, error: type[Exception]):
+    def fail(z: Tensor) -> None:
+        if z.shape[-1] > side:
+            raise error("DefaultCPUAllocator: can't allocate memory")
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_out_of_memory_steps_down(error):
+    lq = torch.rand(1, 3, 512, 512)
+    with pytest.warns(UserWarning, match="memory ran out"):
+        torch.testing.assert_close(restore_tensor(Echo(too_large(64, error)), lq, PLAIN), lq)
+
+
+def test_out_of_memory_at_the_smallest_tile_is_an_error():
+    with pytest.warns(UserWarning), pytest.raises(MemoryError, match="512x400 does not fit into memory"):
+        restore_tensor(Echo(too_large(8, MemoryError)), torch.rand(1, 3, 400, 512), PLAIN)
+
+
+def test_other_errors_are_not_swallowed():
+    def fail(z: Tensor) -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        restore_tensor(Echo(fail), torch.rand(1, 3, 16, 16), PLAIN)
+
+
+def test_single_pictures_come_before_smaller_tiles():
+    assert Plan(4, 1024, 768, 256, 1792).smaller() == Plan(1, 1024, 768, 256, 1792)
+
+
+def test_tiles_are_halved():
+    assert Plan(1, 1024, 768, 256, 1792).smaller() == Plan(1, 512, 384, 96, 896)
+
+
+def test_nothing_below_the_smallest_tile():
+    assert Plan(1, 256, 256, 64, 256).smaller() is None
+
+
+def test_little_memory_gives_small_tiles():
+    config = RestoreConfig(memory=0.001)
+    assert make_plan(Echo(), (1, 3, 2048, 2048), config).encoder == 256
+
+
+def test_much_memory_keeps_the_settings():
+    config = RestoreConfig(memory=1000)
+    assert make_plan(Echo(), (4, 3, 2048, 2048), config) == Plan(4, 1024, 768, 256, 1792)
+
+
+def test_a_tile_needs_less_than_the_whole():
+    small, large = Plan(1, 256, 256, 64, 256), Plan(1, 2048, 2048, 64, 2048)
+    assert estimate(Echo(), 2048, 2048, small)["decoder"] < estimate(Echo(), 2048, 2048, large)["decoder"]
+
+
+# -------------------------------------------------------------------------------------------------- pictures in memory
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_pil_image_keeps_its_mode_and_scales(mode):
+    restored = restore_image(Echo(), Image.new(mode, (9, 6)), upscale=2)
+    assert (restored.mode, restored.size) == (mode, (18, 12))
+
+
+def test_array_keeps_dtype_and_layout():
+    restored = restore_image(Echo(), np.zeros((6, 9, 3), np.uint8), upscale=2)
+    assert (restored.dtype, restored.shape) == (np.uint8, (12, 18, 3))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 9), (2, 3, 6, 9)])
+def test_tensor_keeps_its_layout(shape):
+    assert restore_image(Echo(), torch.rand(shape), upscale=2).shape == (*shape[:-2], 12, 18)
+
+
+def test_unknown_setting_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'upscale'"):
+        restore_image(Echo(), torch.rand(3, 4, 4), upscal=2)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """a.png and sub/b.png, 8 x 8, in a folder `in`."""
+    for name in ("a.png", "sub/b.png"):
+        write_picture(tmp_path / "in" / name, Picture(torch.rand(3, 8, 8)))
+    return tmp_path / "in"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_structure_of_a_folder_is_kept(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert names(tmp_path / "out") == ["a.png", "sub/b.png"]
+
+
+def test_single_file_goes_into_the_folder(folder, tmp_path):
+    restore_files(MODEL, [folder / "sub" / "b.png"], tmp_path / "out", PLAIN)
+    assert names(tmp_path / "out") == ["b.png"]
+
+
+def test_second_run_does_nothing(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert (len(report.restored), len(report.skipped)) == (0, 2)
+
+
+def test_overwrite_does_all_again(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    report = restore_files(MODEL, [folder], tmp_path / "out", RestoreConfig(overwrite=True))
+    assert len(report.restored) == 2
+
+
+def test_bad_picture_is_reported_and_the_others_done(folder, tmp_path):
+    (folder / "0.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert ([error.path.name for error in report.failed], len(report.restored)) == (["0.png"], 2)
+
+
+def test_picture_that_does_not_fit_is_reported(folder, tmp_path):
+    write_picture(folder / "large.png", Picture(torch.rand(3, 64, 64)))
+    model = types.SimpleNamespace(generator=Echo(too_large(8, MemoryError)))
+    with pytest.warns(UserWarning):
+        report = restore_files(model, [folder], tmp_path / "out", PLAIN)
+    assert (len(report.failed), len(report.restored)) == (1, 2)
+
+
+def test_pictures_of_one_size_run_together(folder, tmp_path):
+    write_picture(folder / "c.png", Picture(torch.rand(3, 8, 9)))
+    generator = Echo()
+    restore_files(types.SimpleNamespace(generator=generator), [folder], tmp_path / "out", RestoreConfig(batch_size=2))
+    assert sorted(shape[0] for shape in generator.prompts) == [1, 2]
+
+
+def test_two_inputs_of_one_output_are_an_error_before_the_work(folder, tmp_path):
+    write_picture(folder / "a.jpg", Picture(torch.rand(3, 8, 8)))
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be written to .*a\.png"):
+        restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+
+
+def test_same_format_keeps_suffixes_apart(folder, tmp_path):
+    write_picture(folder / "a.jpg", Picture(torch.rand(3, 8, 8)))
+    restore_files(MODEL, [folder], tmp_path / "out", RestoreConfig(format="same"))
+    assert names(tmp_path / "out") == ["a.jpg", "a.png", "sub/b.png"]
+
+
+def test_inputs_are_never_written_over(folder):
+    with pytest.raises(ValueError, match="written over the input"):
+        restore_files(MODEL, [folder], folder, PLAIN)
+
+
+def test_earlier_results_inside_the_folder_are_no_inputs(folder):
+    restore_files(MODEL, [folder], folder / "out", PLAIN)
+    assert len(list_jobs([folder], folder / "out")) == 2
+
+
+def test_file_named_twice_is_done_once(folder, tmp_path):
+    assert len(list_jobs([folder, folder / "a.png"], tmp_path / "out")) == 2
+
+
+def test_missing_input_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        restore_files(MODEL, [tmp_path / "none"], tmp_path / "out")
+
+
+def test_folder_without_pictures_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no picture"):
+        restore_files(MODEL, [tmp_path], tmp_path / "out")
+
+
+def test_16_bits_alpha_and_gray_survive(tmp_path):
+    ramp = (torch.arange(4096.0) * 16 / 65535).reshape(1, 64, 64)
+    write_picture(tmp_path / "a.png", Picture(ramp.expand(3, -1, -1), torch.ones(1, 64, 64), True, 16))
+    restore_files(MODEL, [tmp_path / "a.png"], tmp_path / "out", PLAIN)
+    restored = read_picture(tmp_path / "out" / "a.png")
+    assert (restored.bits, restored.gray, len(restored.rgb.unique()) > 4000) == (16, True, True)
+
+
+def test_no_halo_around_a_cut_out_person(tmp_path):
+    """A light figure on a hidden black ground: its edge must not darken when the picture is enlarged."""
+    rgb, alpha = torch.zeros(3, 16, 16), torch.zeros(1, 16, 16)
+    rgb[:, 4:12, 4:12], alpha[:, 4:12, 4:12] = 1, 1
+    write_picture(tmp_path / "a.png", Picture(rgb, alpha))
+    restore_files(MODEL, [tmp_path / "a.png"], tmp_path / "out", RestoreConfig(upscale=4))
+    restored = read_picture(tmp_path / "out" / "a.png")
+    assert restored.rgb[:, restored.alpha[0] > 0].min() > 0.99
+
+
+def test_alpha_is_enlarged_with_the_picture(tmp_path):
+    alpha = torch.rand(1, 8, 8)
+    write_picture(tmp_path / "a.png", Picture(torch.rand(3, 8, 8), alpha))
+    restore_files(MODEL, [tmp_path / "a.png"], tmp_path / "out", RestoreConfig(upscale=2))
+    restored = read_picture(tmp_path / "out" / "a.png").alpha
+    torch.testing.assert_close(restored[None], resize(alpha[None], (16, 16)), atol=0.01, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- script
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.setattr("osdhuman.models.osdhuman.OSDHuman.from_pretrained", lambda *_, **__: MODEL)
+    return runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "restore.py"))["main"]
+
+
+def test_script_restores_with_settings(script, folder, tmp_path):
+    script([str(folder), "--output", str(tmp_path / "out"), "upscale=2"])
+    assert Image.open(tmp_path / "out" / "a.png").size == (16, 16)
+
+
+def test_exit_code_is_1_if_a_picture_failed(script, folder, tmp_path):
+    (folder / "a.png").write_bytes(b"")
+    assert script([str(folder), "--output", str(tmp_path / "out")]) == 1
+
+
+def test_exit_code_is_0_otherwise(script, folder, tmp_path):
+    assert script([str(folder), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_a_wrong_setting_is_explained(script, folder, tmp_path, capsys):
+    assert script([str(folder), "--output", str(tmp_path / "out"), "upscal=2"]) == 2
+    assert "did you mean 'upscale'" in capsys.readouterr().err
