@@ -31,7 +31,7 @@ class DataConfig(Config):
     paths: Annotated[tuple[Path, ...], BeforeValidator(lambda paths: [paths] if isinstance(paths, str) else paths)] = ()
     column: str = "path"  # of a .jsonl or .csv manifest; a .txt manifest holds one path per line
     size: int = Field(512, gt=0)  # pixels a side
-    shrink: tuple[float, float] | None = None  # downscale by a factor from this range before the crop, (0.5, 1.0) say
+    shrink: tuple[float, float] | None = None  # downscale by a random factor of this range, [0.5, 1.0] say; then crop
     upscale_small: bool = True  # enlarge an image whose short side is below `size`; false skips it
     flip: bool = True  # horizontally, with probability 1/2
     workers: int = Field(4, ge=0)  # reading processes for each training process
@@ -163,14 +163,12 @@ class TrainingImages(Dataset):
         return torch.cat(images)
 
     def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """A random square, brought to `size` pixels a side: a larger one to shrink, the short side of a small image."""
         size = self.config.size
         factor = rng.uniform(*self.config.shrink) if self.config.shrink else 1.0
-        factor = max(factor, size / min(image.shape[1:]))  # the crop must fit
-        if factor != 1:
-            height, width = (max(size, round(side * factor)) for side in image.shape[1:])
-            image = resize(image[None], (height, width))[0]
-        top, left = (int(rng.integers(side - size + 1)) for side in image.shape[1:])
-        image = image[:, top : top + size, left : left + size]
+        side = min(round(size / factor), *image.shape[1:])
+        top, left = (int(rng.integers(length - side + 1)) for length in image.shape[1:])
+        image = resize(image[None, :, top : top + side, left : left + side], (size, size))[0]
         return image.flip(-1) if self.config.flip and rng.random() < 0.5 else image.contiguous()
 
     def _fill_cache(self) -> None:
