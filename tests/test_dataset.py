@@ -221,7 +221,7 @@ def test_a_batch_that_cannot_be_shared_is_an_error():
 
 
 def test_workers_change_nothing(folder):
-    alone, helped = (load_batches(images(folder, workers=n), Positions(4)) for n in (0, 2))
+    alone, helped = (load_batches(images(folder, workers=n), Positions(4)) for n in (0, 1))
     assert all(torch.equal(next(alone).hq, next(helped).hq) for _ in range(4))
 
 

@@ -315,7 +315,7 @@ def _accelerator(config: TrainConfig):
         mixed_precision="no",
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(config.run), logging_dir=str(config.run / "logs")),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 
