@@ -323,7 +323,7 @@ def test_impossible_settings_are_refused(changes, message):
         ((1, 1, 64, 64), 0, [0], r"\(B,3,H,W\)"),
         ((1, 3, 8, 64), 0, [0], "at least 16 pixels"),
         ((1, 3, 64, 64), 0, [0, 1], "2 indices for 1 samples"),
-        ((1, 3, 64, 64), -1, [0], "negative"),
+        ((1, 3, 64, 64), -1, [0], "must not be negative, got seed -1"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(shape, seed, indices, message):
@@ -359,10 +359,10 @@ def test_frozen_pairs_have_the_asked_size(degrade, tmp_path):
     assert [load_rgb(tmp_path / "out" / kind / "sub" / "one.png").shape for kind in ("hq", "lq")] == [(3, 48, 48)] * 2
 
 
-def test_a_changed_file_does_not_verify(degrade, tmp_path):
+def test_a_changed_file_does_not_verify(degrade, tmp_path, capsys):
     degrade()
     save_png(tmp_path / "out" / "lq" / "sub" / "one.png", torch.zeros(3, 48, 48))
-    assert degrade("--verify") == 1
+    assert (degrade("--verify"), "differs from the manifest" in capsys.readouterr().err) == (1, True)
 
 
 def test_adding_pictures_changes_no_pair(degrade, tmp_path, hq):
@@ -381,9 +381,15 @@ def test_existing_pairs_are_not_written_again(degrade, tmp_path):
     assert (tmp_path / "out" / "lq" / "sub" / "one.png").stat().st_mtime_ns == before
 
 
-def test_a_bad_picture_is_reported_at_the_end_and_stops_nothing(degrade, tmp_path, capsys):
+def test_a_bad_picture_stops_nothing(degrade, tmp_path):
     (tmp_path / "photos" / "a_bad.jpg").write_text("no picture")
     assert (degrade(), (tmp_path / "out" / "lq" / "sub" / "one.png").exists()) == (1, True)
+
+
+def test_a_bad_picture_is_named_once_at_the_end(degrade, tmp_path, capsys):
+    (tmp_path / "photos" / "a_bad.jpg").write_text("no picture")
+    degrade()
+    assert capsys.readouterr().err.count("a_bad.jpg") == 1
 
 
 def test_other_settings_need_another_folder(degrade, capsys):
