@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 MIN_TILE = 256  # pixels; below this the padding of a tile costs more than the tile
 SHARE = 0.8  # of the free memory that a run may plan with
-# Peaks measured on the CPU, in units of one activation at the stage's full width and size
-ENCODER_PEAK, WHOLE_PEAK, DECODER_PEAK, UNET_PEAK = 4, 4, 4, 30
+# Peaks measured on the CPU, in units of one activation: of the stage's widest full-size layer, and (the last two) of
+# the deepest layer at the latent's size, for the part of a tiled VAE that runs on the whole picture.
+ENCODER_PEAK, DECODER_PEAK, UNET_PEAK, ENCODER_REST, DECODER_REST = 6, 4, 62, 5, 9
+PICTURE_BYTES = 100  # per pixel: input, padded, restored and the colour fix, in float32
 
 
 class RestoreConfig(Config):
@@ -219,17 +221,19 @@ def estimate(generator: "Generator", height: int, width: int, plan: Plan) -> dic
     In tiles, the layers at the latent's resolution still take the whole picture.
     """
     vae, unet = generator.vae.config.block_out_channels, generator.unet.config.block_out_channels
-    size = next(generator.vae.parameters()).element_size()
-    pixels, latents = height * width, height * width / generator.factor**2
-    whole = 100 * pixels * plan.batch  # the picture itself: input, padded, restored, colour fix, in float32
+    size = max(next(generator.vae.parameters()).element_size(), 3)  # half precision still has scratch in float32
+    pixels, factor = height * width, generator.factor
+    deepest = vae[-1] * size * pixels / factor**2
 
     def at_once(tile: int) -> float:
         return pixels * plan.batch if max(height, width) <= tile else min(1.25 * tile * tile, pixels)
 
-    encoder = ENCODER_PEAK * vae[0] * size * at_once(plan.encoder) + WHOLE_PEAK * vae[-1] * size * latents
-    decoder = DECODER_PEAK * vae[1] * size * at_once(plan.decoder) + 4 * WHOLE_PEAK * vae[-1] * size * latents
-    denoise = UNET_PEAK * unet[0] * size * at_once(plan.unet) / generator.factor**2
-    return {"encoder": whole + encoder, "unet": whole + denoise, "decoder": whole + decoder}
+    stages = {
+        "encoder": ENCODER_PEAK * vae[0] * size * at_once(plan.encoder) + ENCODER_REST * deepest,
+        "unet": UNET_PEAK * unet[0] * size * at_once(plan.unet) / factor**2,
+        "decoder": DECODER_PEAK * vae[1] * size * at_once(plan.decoder) + DECODER_REST * deepest,
+    }
+    return {stage: need + PICTURE_BYTES * pixels * plan.batch for stage, need in stages.items()}
 
 
 def free_memory(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 import runpy
 import types
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from toys import toy_base, toy_config
 
 from osdhuman.images import Picture, read_picture, resize, write_picture
+from osdhuman.models.osdhuman import build_generator
 from osdhuman.restore import (
     Plan,
     RestoreConfig,
@@ -220,6 +223,34 @@ def test_much_memory_keeps_the_settings():
 def test_a_tile_needs_less_than_the_whole():
     small, large = Plan(1, 256, 256, 64, 256), Plan(1, 2048, 2048, 64, 2048)
     assert estimate(Echo(), 2048, 2048, small)["decoder"] < estimate(Echo(), 2048, 2048, large)["decoder"]
+
+
+# ---------------------------------------------------------------------------------------------------- a real generator
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    base = toy_base(folder)
+    torch.manual_seed(0)
+    return build_generator(toy_config(folder), base).eval()
+
+
+def test_road_of_a_small_picture_is_the_generator_itself(generator):
+    lq = torch.rand(2, 3, 64, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(restore_tensor(generator, lq, PLAIN), generator(lq).image)
+
+
+def test_half_precision_is_close_to_float32(generator):
+    lq, half = torch.rand(1, 3, 64, 64), deepcopy(generator)
+    half.unet.bfloat16(), half.vae.bfloat16(), half.prompt_extractor.bfloat16()
+    assert (restore_tensor(half, lq) - restore_tensor(generator, lq)).abs().mean() < 0.02
+
+
+def test_large_picture_in_tiles_has_its_size(generator):
+    config = RestoreConfig(encoder_tile=256, unet_tile=256, unet_overlap=64, decoder_tile=256)
+    assert restore_tensor(generator, torch.rand(1, 3, 500, 601), config).shape == (1, 3, 500, 601)
 
 
 # -------------------------------------------------------------------------------------------------- pictures in memory
