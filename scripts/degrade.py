@@ -39,12 +39,12 @@ def main() -> int:
         return 2
     degradation = Degradation(config)
     if args.verify:
-        return report(dict(verify(args, records, degradation)))
+        return report(list(verify(args, records, degradation)))
     write_manifest(args.output, settings, records)  # from now on the folder belongs to these settings
     bad = freeze_all(args, sources, records, degradation)
     write_manifest(args.output, settings, records)
     print(f"{len(records)} pairs in {args.output}")
-    return report(bad)
+    return report(list(bad.items()))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -166,11 +166,11 @@ def verify(args: argparse.Namespace, records: dict[str, dict], degradation: Degr
                 yield f"lq/{name}", "comes out differently with the libraries installed now"
 
 
-def report(bad: dict[str, str]) -> int:
-    for path, reason in bad.items():
+def report(bad: list[tuple[str, str]]) -> int:
+    for path, reason in bad:
         print(f"{path}: {reason}", file=sys.stderr)
     if bad:
-        print(f"{len(bad)} picture(s) failed", file=sys.stderr)
+        print(f"{len(bad)} failure(s)", file=sys.stderr)
     return 1 if bad else 0
 
 
