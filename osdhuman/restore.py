@@ -303,7 +303,7 @@ def restore_files(
     for job in list_jobs(inputs, Path(output), config.format):
         done = job.target.exists() and not config.overwrite
         report.skipped.append(job.source) if done else jobs.append(job)
-    with tqdm(total=len(jobs), unit="picture", desc="restoring") as bar:
+    with tqdm(total=len(jobs), unit="picture", desc="restoring", disable=not jobs) as bar:
         for batch in _batches(jobs, config.batch_size, report):
             _restore_batch(model.generator, batch, config, report)
             bar.update(len(report.restored) + len(report.failed) - bar.n)
