@@ -260,7 +260,7 @@ def test_a_base_that_cannot_be_had_names_every_place_tried(monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda name, **_: (_ for _ in ()).throw(OSError("offline"))
     )
-    with pytest.raises(BaseError, match=r"(?s)sd2-community.*Manojb.*base=/path"):
+    with pytest.raises(BaseError, match=r"(?s)sd2-community.*Manojb.*base=/path to"):
         load_base("stable-diffusion-2-1-base")
 
 

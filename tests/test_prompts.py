@@ -27,7 +27,7 @@ IMAGE = torch.linspace(0, 1, 2 * 3 * 40 * 30).view(2, 3, 40, 30)
 def toy_base(width=16, null_prompt=None):
     """A base whose text encoder turns a text into its length, everywhere."""
     base = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width)))
-    base.null_prompt = null_prompt
+    base.null_prompt, base.encoder = null_prompt, None
     base.encode_text = lambda texts: torch.tensor([float(len(t)) for t in texts]).view(-1, 1, 1).expand(-1, 7, width)
     return base
 

@@ -57,8 +57,7 @@ def write_toy_base(folder: Path, seed: int = 0, prediction_type: str = "epsilon"
 
 def toy_config(base: Path, **changes) -> OSDHumanConfig:
     hfie = HFIEConfig(queries=TOKENS, width=WIDTH, heads=2)
-    prompt = PromptConfig(encoder=str(base / "encoder"), ram=RAM, hfie=hfie)
-    return OSDHumanConfig(base=str(base), prompt=prompt, timestep=199, **changes)
+    return OSDHumanConfig(base=str(base), prompt=PromptConfig(hfie=hfie), timestep=199, **changes)
 
 
 def toy_base(folder: Path) -> Base:

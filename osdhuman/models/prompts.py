@@ -48,8 +48,8 @@ class PromptConfig(Config):
 
     kind: Literal["hfie", "dape", "null"] = "hfie"
     source: Literal["lq", "hq"] = "lq"  # what the extractor sees at training; when restoring it is always the LQ image
-    encoder: str | None = None  # RAM's official .pth, or a folder written by save_ram_encoder (hfie only)
-    ram: RAMConfig = RAMConfig()
+    encoder: str | None = None  # RAM's official .pth, or a folder of save_ram_encoder (hfie only); null: the base's own
+    ram: RAMConfig | None = None  # null: what the encoder's folder says, else RAM's own sizes
     hfie: HFIEConfig = HFIEConfig()
     tagging: TaggingConfig = TaggingConfig()
     dape: str | None = None  # DAPE.pth; null: plain RAM tags
@@ -167,7 +167,9 @@ def build_prompt_extractor(config: PromptConfig, base: "Base", encoder: RAMEncod
     if config.kind == "dape":
         return _dape(config, base)
     _check_width("hfie", config.hfie.width, base)
-    encoder = encoder or load_ram_encoder(_path(config, "encoder"), config.ram)
+    if encoder is None:
+        own = base.encoder if config.encoder is None else None
+        encoder = load_ram_encoder(own or _path(config, "encoder"), config.ram)
     return HFIEPrompt(encoder, HFIE(config.hfie, encoder.config.projection))
 
 
@@ -185,7 +187,7 @@ def _dape(config: PromptConfig, base: "Base") -> DAPEPrompt:
     state = read_checkpoint(_path(config, "encoder"))
     if config.dape is not None:
         state = merge_dape(state, read_checkpoint(config.dape, DAPE_PUBLISHED))
-    encoder, head = encoder_from_state(state, config.ram), head_from_state(state, config.tagging)
+    encoder, head = encoder_from_state(state, config.ram or RAMConfig()), head_from_state(state, config.tagging)
     return DAPEPrompt(encoder, head, base.encode_text, tag_list, thresholds, config.text)
 
 
