@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from osdhuman.models.diffusion import alphas_cumprod
+from osdhuman.models.upsampling import fold_upsampling
 
 SD21_BASE = "stable-diffusion-2-1-base"
 # The model left its first home, stabilityai/, in November 2025; these hold the same files (CreativeML Open RAIL++-M).
@@ -79,6 +80,7 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool
     abar = _read_schedule(folder)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
+    fold_upsampling(vae.decoder)
     base = Base(folder, fingerprint(folder), _frozen(unet), _frozen(vae), abar)
     if (folder / "encoder" / "config.json").exists():
         base.encoder = folder / "encoder"
@@ -105,6 +107,7 @@ def random_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base
             unet, vae = UNet2DConditionModel(**SD21_UNET), AutoencoderKL(**SD21_VAE)
     finally:
         torch.set_default_dtype(default)
+    fold_upsampling(vae.decoder)
     return Base(None, "random", _frozen(unet), _frozen(vae), alphas_cumprod())
 
 
