@@ -202,6 +202,17 @@ def test_a_loaded_model_can_be_saved_again(model, tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+def test_a_base_inside_the_model_folder_moves_with_it(lq, tmp_path):
+    base = load_base(write_toy_base(tmp_path / "a" / "base"))
+    config = toy_config(tmp_path / "a" / "base")
+    generator = with_adapters_at_work(build_generator(config, base))
+    OSDHuman(config, generator, base).save_pretrained(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    torch.testing.assert_close(
+        OSDHuman.from_pretrained(tmp_path / "b").generator(lq).image, generator(lq).image, atol=1e-5, rtol=1e-4
+    )
+
+
 def test_exported_folder_stands_alone(model, lq, tmp_path):
     merged = OSDHuman.from_pretrained(model.save_pretrained(tmp_path / "a"))
     merged.export(tmp_path / "b")

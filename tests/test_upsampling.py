@@ -3,8 +3,8 @@
 import pytest
 import torch
 from diffusers.models.upsampling import Upsample2D
-from toys import toy_vae
 from torch import Tensor, nn
+from toys import toy_vae
 
 from osdhuman.models.upsampling import FoldedUpsample, fold, fold_upsampling
 

@@ -129,10 +129,16 @@ class OSDHuman:
             generator.vae.decoder.compile()
         return model
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json and model.safetensors: what was trained, and the base by name and fingerprint."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write config.json and model.safetensors: what was trained, and the base by name and fingerprint.
+
+        A base that lies inside `folder` is named relative to it, so that the two can move together.
+        """
         state = self._trained if self._trained is not None else trained_state(self.generator)
-        return _write(Path(folder), self.config, state, self.base.fingerprint)
+        home, base = Path(folder).resolve(), Path(self.config.base).resolve()
+        base = f"./{base.relative_to(home)}" if base.is_relative_to(home) else self.config.base
+        config = self.config.model_copy(update={"base": base})
+        return _write(Path(folder), config, {k: v.to(dtype) for k, v in state.items()}, self.base.fingerprint)
 
     def export(self, folder: str | Path) -> Path:
         """Write a standalone folder that needs no other file: the base with LoRA merged, RAM's encoder and HFIE.

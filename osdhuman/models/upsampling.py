@@ -22,7 +22,8 @@ class FoldedUpsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if size is None and type(self.conv) is nn.Conv2d and self.conv.padding_mode == "zeros":
-            return F.conv_transpose2d(x, fold(self.conv.weight), self.conv.bias, stride=2, padding=1)
+            kernel = fold(self.conv.weight.float()).to(self.conv.weight.dtype)  # its sums are rounded once
+            return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
         doubled = tuple(2 * side for side in x.shape[-2:])
         return self.conv(F.interpolate(x, size or doubled, mode="nearest"))
 

@@ -208,7 +208,7 @@ def _train_unet(output: Path, crops: Crops, config: TinyBaseConfig) -> None:
         }
 
     ema = _optimise(nets, [nets["unet"], nets["encoder"]], loss, config.unet, "unet")
-    save_ram_encoder(ema["encoder"], output / "encoder")
+    save_ram_encoder(ema["encoder"].half(), output / "encoder")
     save_file({"null_prompt": ema.null_prompt.detach().contiguous()}, output / "null_prompt.safetensors")
     DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
