@@ -20,12 +20,15 @@ def validate(generator: nn.Module, folder: Path, picture: Path, accelerator) -> 
     The first few are written to `picture`, one row each: LQ, restored, HQ. Each process takes every n-th pair.
     """
     pairs, rows, sums = find_pairs(folder), [], torch.zeros(3, dtype=torch.float64)
+    training = generator.training
+    generator.eval()  # DAPE words its prompt otherwise at training
     for pair in pairs[accelerator.process_index :: accelerator.num_processes]:
         hq, lq = load_rgb(pair.hq)[None], load_rgb(pair.lq)[None]
         restored = restore(generator, lq.to(accelerator.device)).cpu()
         sums += torch.stack([psnr_y(restored, hq).sum(), ssim_y(restored, hq).sum(), torch.tensor(1.0)])
         if len(rows) < SHOWN:
             rows.append(torch.cat([lq, restored, hq], dim=-1))
+    generator.train(training)
     if accelerator.is_main_process:
         save_png(picture, stack_rows(rows))
     psnr, ssim, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").tolist()
