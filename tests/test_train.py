@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from toy_training import draw_images, toy_config, toy_trainer, weights
 from osdhuman.config import ConfigError, load_config
 from osdhuman.train.checkpoint import config_changes, newest_checkpoint
 from osdhuman.train.config import OptimizerConfig, TrainConfig
-from osdhuman.train.learner import learning_rate
+from osdhuman.train.learner import Learner, learning_rate
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 
@@ -363,3 +364,26 @@ def test_guidance_without_a_negative_prompt_names_the_way_out(tmp_path):
     networks = Networks(ToyGenerator(), ToyRegularizer(), ToyRegularizer())
     with pytest.raises(ValueError, match="use cfg_scale=1"):
         Trainer(toy_config(tmp_path), networks, None, print)
+
+
+def test_moments_come_back_in_the_memory_order_of_their_weights():
+    """A convolution in channels_last: fused AdamW pairs weights and moments by their place in memory."""
+
+    def learner():
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        accelerator = SimpleNamespace(prepare_model=lambda module: module, device=torch.device("cpu"))
+        return Learner(network, TrainConfig(), accelerator)
+
+    def step(learner, seed):
+        learner.backward(learner.network(torch.randn(2, 3, 8, 8, generator=torch.manual_seed(seed))).square().mean())
+        learner.step(1e-2)
+
+    whole, first, second = learner(), learner(), learner()
+    for seed in (1, 2):
+        step(whole, seed)
+    step(first, 1)
+    tensors, numbers = first.state()
+    second.load_state({name: tensor.contiguous() for name, tensor in tensors.items()}, numbers)
+    step(second, 2)
+    assert torch.equal(second.network.weight, whole.network.weight)

@@ -63,6 +63,8 @@ class Learner:
             slot, colon, name = key.partition(":")
             if colon:
                 parameter = self.parameters[name]
+                if value.shape == parameter.shape:  # fused AdamW walks both in the order of memory
+                    value = torch.empty_like(parameter).copy_(value)
                 self.optimizer.state[parameter][slot] = value.to(parameter.device)
         self.scaler.load_state_dict(numbers)
 
