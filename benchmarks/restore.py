@@ -9,13 +9,15 @@
 - ours: what `OSDHuman.from_pretrained` gives: LoRA merged, channels_last, upsampling folded into its convolution;
 - compiled (with --compile): ours with torch.compile; compiling itself is not counted and can take minutes.
 
-Every row runs in a process of its own. Seconds are medians after one warm-up. Peak memory counts the whole process,
+Every row runs in a process of its own. Seconds are medians after one warm-up; where `cpu_seconds` is well below threads
+times `total`, the machine was busy with something else, or a GPU did the work. Peak memory counts the whole process,
 loading included (on a GPU: what PyTorch allocated there).
 """
 
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from osdhuman import OSDHuman
 from osdhuman.models.generator import Generator
 
 STAGES = ("encoder", "vae_encode", "unet", "vae_decode")  # `encoder` is RAM's Swin and HFIE
+TIMES = (*STAGES, "total", "cpu_seconds")
 
 
 def main() -> int:
@@ -77,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
 def compare(results: list[dict], images: dict[tuple[str, str], np.ndarray], dtype: str) -> dict:
     """Stock over ours, and how far their images lie apart (in [0,1]; both restore the same picture)."""
     stock, ours = (next(r for r in results if (r["pipeline"], r["dtype"]) == (p, dtype)) for p in ("stock", "ours"))
-    ratios = {name: round(stock[name] / ours[name], 3) for name in (*STAGES, "total", "peak_gb")}
+    ratios = {name: round(stock[name] / ours[name], 3) for name in (*TIMES, "peak_gb")}
     difference = np.abs(images["stock", dtype] - images["ours", dtype]).mean()
     return {"dtype": dtype} | ratios | {"mean_difference": float(f"{difference:.1e}")}
 
@@ -96,8 +99,8 @@ def measure(pipeline: str, dtype: str, args: argparse.Namespace) -> tuple[dict, 
     result = {
         "pipeline": pipeline,
         "dtype": dtype,
-        **{name: round(float(value), 4) for name, value in zip((*STAGES, "total"), medians, strict=True)},
-        "images_per_second": round(float(1 / medians[-1]), 3),
+        **{name: round(float(value), 4) for name, value in zip(TIMES, medians, strict=True)},
+        "images_per_second": round(float(1 / medians[TIMES.index("total")]), 3),
         "peak_gb": round(peak_memory(device) / GB, 3),
         "weights_gb": round(weight_bytes(generator) / GB, 3),
         "size": args.size,
@@ -138,10 +141,10 @@ def default_layout(module: nn.Module, inputs: tuple) -> tuple:
 
 
 def seconds(generator: Generator, image: Tensor, device: torch.device) -> list[float]:
-    """Of each stage, and of all."""
-    times = [clock(device)]
+    """Of each stage and of all by the clock; and of the processor, all threads together."""
+    start, times = time.process_time(), [clock(device)]
     times += [clock(device) for _ in restore(generator, image)]
-    return [*np.diff(times), times[-1] - times[0]]
+    return [*np.diff(times), times[-1] - times[0], time.process_time() - start]
 
 
 def restore(generator: Generator, image: Tensor) -> Iterator[Tensor]:

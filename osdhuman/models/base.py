@@ -78,8 +78,8 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool
 
     folder = find_base(source, text)
     abar = _read_schedule(folder)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
+    unet = _load_network(UNet2DConditionModel, folder / "unet", dtype)
+    vae = _load_network(AutoencoderKL, folder / "vae", dtype)
     fold_upsampling(vae.decoder)
     base = Base(folder, fingerprint(folder), _frozen(unet), _frozen(vae), abar)
     if (folder / "encoder" / "config.json").exists():
@@ -94,6 +94,37 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool
         base.text_encoder = _frozen(CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype))
         base.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     return base
+
+
+def _load_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """As `kind.from_pretrained`, whose memory-mapped file stays resident beside the copies made of it (2 to 4 GB).
+
+    Here tensors are read one by one to their final dtype and layout. Files with names of old, which diffusers
+    translates, or not of safetensors are left to it.
+    """
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        network = kind.from_config(kind.load_config(folder))
+    network = network.to(dtype=dtype, memory_format=torch.channels_last)
+    files = {}
+    for path in _weight_files(folder):
+        with safe_open(path, "pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    if files.keys() != network.state_dict().keys():
+        return kind.from_pretrained(folder, torch_dtype=dtype)
+    network = network.to_empty(device="cpu")
+    for name, tensor in network.state_dict().items():
+        with safe_open(files[name], "pt") as file:  # opened anew, so that what was read before is let go
+            stored = file.get_tensor(name)
+            if stored.shape != tensor.shape:
+                raise BaseError(f"{files[name]}: {name} is {tuple(stored.shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(stored)
+    return network
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.glob("*.safetensors")) if ".fp16." not in p.name and "non_ema" not in p.name]
 
 
 def random_base(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
@@ -170,9 +201,7 @@ def fingerprint(folder: Path) -> str:
         config = json.loads((folder / part / "config.json").read_text())
         wanted = ("block_out_channels", "in_channels", "latent_channels", "cross_attention_dim", "layers_per_block")
         digest.update(json.dumps([config.get(key) for key in wanted]).encode())
-        for path in sorted((folder / part).glob("*.safetensors")):
-            if ".fp16." in path.name or "non_ema" in path.name:
-                continue
+        for path in _weight_files(folder / part):
             with safe_open(path, "pt") as file:
                 small = [name for name in sorted(file.keys()) if "conv_in." in name or "conv_out." in name]
                 for name in small:
