@@ -106,7 +106,7 @@ def _load_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
 
     with torch.device("meta"):
         network = kind.from_config(kind.load_config(folder))
-    network = network.to(dtype=dtype, memory_format=torch.channels_last)
+    nn.Module.to(network, dtype=dtype, memory_format=torch.channels_last)  # diffusers' own `to` warns, of nothing
     files = {}
     for path in _weight_files(folder):
         with safe_open(path, "pt") as file:
