@@ -42,7 +42,7 @@ def methods(model: str | None) -> dict[str, Method]:
         rows[f"Gaussian, sigma {sigma}"] = on_bytes(lambda x, s=sigma: cv2.GaussianBlur(x, (0, 0), s))
     for color in (20, 40, 80):
         rows[f"bilateral, sigma {color}"] = on_bytes(lambda x, c=color: cv2.bilateralFilter(x, 7, c, 3))
-    for h in (3, 6, 10):
+    for h in (3, 6, 10, 15, 20):
         rows[f"non-local means, h {h}"] = on_bytes(lambda x, h=h: cv2.fastNlMeansDenoisingColored(x, None, h, h))
     if model:
         restorer = OSDHuman.from_pretrained(model)
