@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from osdhuman.config import Config
+from osdhuman.data.dataset import find_images, read_manifest
 from osdhuman.data.degradation import Degradation, DegradationConfig
 from osdhuman.models.diffusion import add_noise, alphas_cumprod
 from osdhuman.models.prompts import HFIE, HFIEConfig
@@ -139,13 +140,13 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
 
 
 def list_photographs(source: Path) -> list[Path]:
-    """Paths named by a text file, one a line and relative to it, or the JPEG and PNG files below a folder."""
-    if source.is_file():
-        paths = [source.parent / line for line in source.read_text().split("\n") if line]
-    else:
-        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    """Paths named by a text file, one a line and relative to it, or the pictures below a folder."""
+    try:
+        paths = read_manifest(source) if source.is_file() else find_images(source)
+    except FileNotFoundError:
+        paths = []
     if not paths:
-        raise ValueError(f"no photographs in {source}: give a folder of JPEG or PNG files, or a text file of paths")
+        raise ValueError(f"no photographs in {source}: give a folder of pictures, or a text file of paths")
     return paths
 
 
