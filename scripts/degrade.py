@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from osdhuman.config import load_config
 from osdhuman.data.degradation import Degradation, DegradationConfig, to_8_bits
+from osdhuman.data.freeze import freeze_lq
 from osdhuman.images import SUFFIXES, ImageError, load_rgb, replacing, resize, save_png
 
 KINDS = ("hq", "lq")
@@ -101,15 +102,9 @@ def freeze(source: Path, name: str, args: argparse.Namespace, degradation: Degra
     if hq_path.exists() and lq_path.exists():
         return
     hq = to_8_bits(centre_square(load_rgb(source), args.size)) / 255
-    lq = degrade(hq, name, args, degradation)
+    lq = freeze_lq(hq, name, args.seed, degradation, args.device)
     save_png(hq_path, hq)
     save_png(lq_path, lq)
-
-
-def degrade(hq: Tensor, name: str, args: argparse.Namespace, degradation: Degradation) -> Tensor:
-    """(3,H,W) -> (3,H,W). The sample's index comes from its name, so it stays when pictures are added or removed."""
-    index = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-    return degradation(hq[None].to(args.device), args.seed, [index])[0].cpu()
 
 
 def centre_square(image: Tensor, size: int) -> Tensor:
@@ -162,7 +157,7 @@ def verify(args: argparse.Namespace, records: dict[str, dict], degradation: Degr
     for name in tqdm(records, unit="image", disable=None):
         if {f"hq/{name}", f"lq/{name}"} <= found:
             hq, lq = (load_rgb(args.output / kind / name) for kind in KINDS)
-            if not torch.equal(degrade(hq, name, args, degradation), lq):
+            if not torch.equal(freeze_lq(hq, name, args.seed, degradation, args.device), lq):
                 yield f"lq/{name}", "comes out differently with the libraries installed now"
 
 

@@ -1,0 +1,16 @@
+"""Freeze the LQ of a validation image: a degradation that depends on a seed and the image's name, on nothing else.
+
+So a frozen set can be made again, and does not change when images are added or removed.
+"""
+
+import hashlib
+
+from torch import Tensor
+
+from osdhuman.data.degradation import Degradation
+
+
+def freeze_lq(hq: Tensor, name: str, seed: int, degradation: Degradation, device: str = "cpu") -> Tensor:
+    """LQ (3,H,W) in [0,1] of an HQ (3,H,W) in [0,1] that was rounded to 8 bits, as it is read from its file."""
+    index = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+    return degradation(hq[None].to(device), seed, [index])[0].cpu()
