@@ -4,18 +4,24 @@ python scripts/train_tiny_base.py --config configs/tiny_base.yaml photographs=/p
 """
 
 import argparse
+import sys
 
 from osdhuman.config import load_config
 from osdhuman.train.tiny_base import TinyBaseConfig, train_tiny_base
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML file of TinyBaseConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
-    print(train_tiny_base(load_config(TinyBaseConfig, arguments.config, arguments.overrides)))
+    try:
+        print(train_tiny_base(load_config(TinyBaseConfig, arguments.config, arguments.overrides)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

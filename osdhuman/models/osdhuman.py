@@ -6,7 +6,6 @@ own subfolder `./base` with LoRA already merged.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from osdhuman.config import Config, parse_config
+from osdhuman.images import replacing
 from osdhuman.models.base import SD21_BASE, TINY, Base, BaseError, load_base
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import LoRAConfig, add_lora, merge_lora, share, unet_lora_layers, vae_lora_layers
@@ -211,10 +211,9 @@ def _write(folder: Path, config: OSDHumanConfig, state: dict[str, Tensor], finge
 
     folder.mkdir(parents=True, exist_ok=True)
     card = {"format": "osdhuman-1", "base_fingerprint": fingerprint, "model": config.model_dump(mode="json")}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors.part")
-    (folder / "config.json.part").write_text(json.dumps(card, indent=2) + "\n")
-    for name in ("model.safetensors", "config.json"):
-        os.replace(folder / f"{name}.part", folder / name)
+    with replacing(folder / "config.json") as config_json, replacing(folder / "model.safetensors") as weights:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
+        config_json.write_text(json.dumps(card, indent=2) + "\n")
     return folder
 
 

@@ -5,7 +5,6 @@ keeps patch merging at the start of a stage, RAM at the end of the one before), 
 `save_ram_encoder`, which holds the encoder alone (0.8 GB instead of several).
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 from osdhuman.config import Config, load_config
+from osdhuman.images import replacing
 
 PUBLISHED = (
     "RAM's weights are ram_swin_large_14m.pth of the project xinyu1205/recognize-anything (licence Apache-2.0), "
@@ -148,12 +148,9 @@ def save_ram_encoder(encoder: RAMEncoder, folder: str | Path) -> None:
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, settings = folder / "encoder.safetensors", folder / "config.json"
-    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, f"{weights}.part")
-    Path(f"{settings}.part").write_text(encoder.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    for file in (weights, settings):
-        os.replace(f"{file}.part", file)
+    with replacing(folder / "config.json") as settings, replacing(folder / "encoder.safetensors") as weights:
+        save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, weights)
+        settings.write_text(encoder.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def extract_ram_encoder(checkpoint: str | Path, folder: str | Path, config: RAMConfig | None = None) -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdhuman.data.dataset import find_pairs
 from osdhuman.images import load_rgb, resize, save_png
 from osdhuman.metrics import psnr_y, ssim_y
+from osdhuman.restore import pad_to_multiple
 
 SHOWN = 4  # rows of the picture
 
@@ -36,10 +36,9 @@ def validate(generator: nn.Module, folder: Path, picture: Path, accelerator) -> 
 
 
 def restore(generator: nn.Module, lq: Tensor) -> Tensor:
-    """Restore (B,3,H,W) of any size: padded by its border to the multiple that the networks need, then cut back."""
+    """Restore (B,3,H,W) of any size: padded to the multiple that the networks need, then cut back."""
     height, width = lq.shape[-2:]
-    padded = F.pad(lq, (0, -width % generator.multiple, 0, -height % generator.multiple), mode="replicate")
-    return generator(padded).image[..., :height, :width].float()
+    return generator(pad_to_multiple(lq, generator.multiple)).image[..., :height, :width].float()
 
 
 def stack_rows(rows: list[Tensor]) -> Tensor:
