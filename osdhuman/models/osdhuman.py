@@ -106,7 +106,7 @@ class OSDHuman:
         """
         from safetensors.torch import load_file
 
-        folder = _find_model(source)
+        folder = find_model(source)
         card = json.loads((folder / "config.json").read_text())
         config = _changed(parse_config(OSDHumanConfig, card["model"], str(folder / "config.json")), folder, changes)
         base = load_base(config.base, dtype, text=config.prompt.kind != "hfie")
@@ -160,7 +160,8 @@ class OSDHuman:
         return restore_image(self.generator, image, **settings)
 
 
-def _find_model(source: str | Path) -> Path:
+def find_model(source: str | Path) -> Path:
+    """The folder of a model: "tiny", `source` itself if it is one, else a snapshot from the hub."""
     folder = TINY if str(source) == "tiny" else Path(source)
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         return folder
