@@ -1,0 +1,175 @@
+"""The end of HQ-ACF: manifest.parquet with every candidate and its fate, and the account that must add up."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from osdhuman.curate.record import CANDIDATES, Reason
+from osdhuman.images import replacing
+
+BLOCK = 32  # shards that are joined at a time: memory holds a block and the selection, never the manifest
+DIGESTS = pl.Schema({"id": pl.String, "crop_sha256": pl.String})
+ORDER = {str(reason): place for place, reason in enumerate(Reason)}
+
+
+class Entry(NamedTuple):
+    """One shard as it entered: its source, and the pictures and boxes that were read or detected."""
+
+    source: str
+    images: int
+    boxes: int
+
+
+class AccountError(RuntimeError):
+    """Pictures or boxes that were lost, or came twice: a fault of the pipeline, never of the data."""
+
+
+def write_manifest(out: Path, entries: Mapping[int, Entry]) -> dict:
+    """Write `out`/manifest.parquet and account.json; returns the account.
+
+    The manifest has the columns of CANDIDATES, every metric, `normalized`
+    (Eq. 1), `split`, and `crop_sha256` (of the PNG); `reason` is null exactly where `split` is set. Rows stand in the
+    order of the shards. Raises AccountError where the sums do not add up.
+    """
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    with replacing(out / "manifest.parquet") as part:
+        with _parquet_writer(part) as write:
+            for shards in _blocks(sorted(entries)):
+                rows = fates(out, shards)
+                for shard in shards:
+                    tallies[entries[shard].source].add(entries[shard], rows.filter(shard=shard), _cut(out, shard))
+                write(rows.drop("shard"))
+        account = make_account(tallies, json.loads((out / "images" / "done.json").read_text())["faults"])
+    with replacing(out / "account.json") as part:
+        part.write_text(json.dumps(account, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return account
+
+
+def fates(out: Path, shards: Sequence[int]) -> pl.DataFrame:
+    """The rows of the manifest for these shards, with a column `shard`."""
+    folders = {shard: out / "crops" / f"{shard:05d}" for shard in shards}
+    candidates = pl.concat(
+        [pl.scan_parquet(folder / "candidates.parquet").with_columns(shard=shard) for shard, folder in folders.items()]
+    )
+    digests = pl.concat([pl.scan_parquet(folder / "digests.parquet") for folder in folders.values()])
+    selection = pl.scan_parquet(out / "selection" / "selection.parquet").rename({"reason": "later", "detail": "why"})
+    rows = (
+        candidates.join(digests, on="id", how="left", maintain_order="left", validate="1:1")
+        .join(selection, on="id", how="left", maintain_order="left", validate="1:1")
+        .with_columns(pl.coalesce("reason", "later"), pl.coalesce("detail", "why"))
+        .drop("later", "why")
+        .collect()
+    )
+    metrics = [name for name in rows.columns if name not in {*CANDIDATES, *DIGESTS, "normalized", "split", "shard"}]
+    return rows.select(*CANDIDATES, *metrics, "normalized", "split", "crop_sha256", "shard")
+
+
+def _blocks(shards: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(shards), BLOCK):
+        yield shards[start : start + BLOCK]
+
+
+def _cut(out: Path, shard: int) -> dict:
+    return json.loads((out / "crops" / f"{shard:05d}" / "done.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _parquet_writer(path: Path) -> Iterator:
+    """A function that appends a frame as one row group."""
+    import pyarrow.parquet as pq
+
+    writer = None
+
+    def write(frame: pl.DataFrame) -> None:
+        nonlocal writer
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+# ------------------------------------------------------------------------------------------------------------- account
+
+
+class Tally:
+    """What became of the pictures and boxes of one source."""
+
+    def __init__(self) -> None:
+        self.images_in = self.boxes_in = 0
+        self.images: Counter[str | None] = Counter()  # by reason, None for those that are kept
+        self.boxes: Counter[str | None] = Counter()
+        self.splits: Counter[str] = Counter()
+
+    def add(self, entry: Entry, rows: pl.DataFrame, cut: dict) -> None:
+        """One shard: how it entered, its rows of the manifest, and what the cut pass counted."""
+        self.images_in += entry.images
+        self.boxes_in += entry.boxes
+        self.images.update(_picture_reasons(rows))
+        self.boxes.update(rows.filter(pl.col("box_id").is_not_null())["reason"].to_list())
+        self.boxes.update(cut["boxes_of_dropped_images"])
+        self.splits.update(rows["split"].drop_nulls().to_list())
+
+    def summary(self) -> dict:
+        return {
+            "images": {"in": self.images_in, **_fates(self.images)},
+            "boxes": {"in": self.boxes_in, **_fates(self.boxes)},
+            "splits": {split: self.splits[split] for split in ("train", "val", "test")},
+        }
+
+    def __add__(self, other: "Tally") -> "Tally":
+        total = Tally()
+        total.images_in, total.boxes_in = self.images_in + other.images_in, self.boxes_in + other.boxes_in
+        total.images, total.boxes = self.images + other.images, self.boxes + other.boxes
+        total.splits = self.splits + other.splits
+        return total
+
+
+def _picture_reasons(rows: pl.DataFrame) -> list[str | None]:
+    """One entry per picture: None if a box of it is kept, else the reason of the box that came furthest."""
+    place = pl.col("reason").replace_strict(ORDER, return_dtype=pl.Int32).fill_null(len(ORDER))
+    furthest = rows.group_by("source", "file", "image_id").agg(pl.col("reason").sort_by(place).last())
+    return furthest["reason"].to_list()
+
+
+def _fates(counts: Counter[str | None]) -> dict:
+    dropped = {str(reason): counts[str(reason)] for reason in Reason if counts[str(reason)]}
+    return {"kept": counts[None], "dropped": dropped}
+
+
+def make_account(tallies: Mapping[str, Tally], faults: int) -> dict:
+    """Totals and each source; raises AccountError unless in = kept + dropped, everywhere."""
+    sources = {name: tally.summary() for name, tally in sorted(tallies.items())}
+    for name, part in sources.items():
+        for kind in ("images", "boxes"):
+            _check(f"{kind} of {name}", part[kind])
+    return {**sum(tallies.values(), Tally()).summary(), "faults": faults, "sources": sources}
+
+
+def _check(what: str, part: dict) -> None:
+    out = part["kept"] + sum(part["dropped"].values())
+    if out != part["in"]:
+        raise AccountError(f"{what} do not add up: {part['in']} in, {part['kept']} kept, {part['dropped']} dropped")
+
+
+def account_text(account: dict) -> str:
+    """The account as lines for a terminal."""
+    lines = []
+    for kind in ("images", "boxes"):
+        part = account[kind]
+        lines.append(f"{part['in']:>9,} {kind}")
+        lines += [f"{-count:>9,}   {reason}" for reason, count in part["dropped"].items()]
+        lines.append(f"{part['kept']:>9,}   kept")
+    lines.append("          crops: " + ", ".join(f"{count:,} {split}" for split, count in account["splits"].items()))
+    if account["faults"]:
+        lines.append(f"{account['faults']:>9,} malformed annotations, listed in faults.jsonl")
+    return "\n".join(lines)
