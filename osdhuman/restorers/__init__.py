@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESTORERS = {
     "osdhuman": "osdhuman.restorers.osdhuman:OSDHumanRestorer",
+    "osediff": "osdhuman.restorers.osediff:OSEDiff",
     "input": "osdhuman.restorers.classical:Input",
     "bicubic": "osdhuman.restorers.classical:Bicubic",
     "gaussian": "osdhuman.restorers.classical:Gaussian",
