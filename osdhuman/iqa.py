@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import file_digest
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.request import urlopen
@@ -171,19 +172,21 @@ class Scorer:
         return (high > low).cpu() & large
 
     def _score(self, image: Tensor, reference: Tensor | None) -> Tensor:
-        """On a GPU in one batch; on a CPU one by one, which is faster there and exact."""
-        if len(image) > 1 and self._device.type == "cpu":
-            return torch.cat([self._score(*pair) for pair in _one_by_one(image, reference)])
-        # BRISQUE's support vectors weigh up to 1024: in float32 it would depend on the batch by 0.004
-        dtype = torch.float64 if self.metric.name == "brisque" else torch.float32
-        pair = [x.to(self._device, dtype) for x in (image, reference) if x is not None]
+        if len(image) > 1 and not self._in_batches:
+            return torch.cat([self._score(*single) for single in _one_by_one(image, reference)])
+        pair = [x.to(self._device, torch.float32) for x in (image, reference) if x is not None]
         try:
             with torch.inference_mode():
                 return self._model(*pair).double().reshape(-1).cpu()
-        except (AssertionError, torch.linalg.LinAlgError):  # every block flat: one such image would end the batch
+        except (AssertionError, torch.linalg.LinAlgError):  # no block with texture: one such image ends the batch
             if len(image) == 1:
                 return torch.tensor([torch.nan], dtype=torch.float64)
             return torch.cat([self._score(*single) for single in _one_by_one(image, reference)])
+
+    @property
+    def _in_batches(self) -> bool:
+        """On a CPU one image at a time is faster. BRISQUE's weights of 1024 make it depend on the batch by 0.01."""
+        return self._device.type != "cpu" and self.metric.name != "brisque"
 
 
 def _one_by_one(image: Tensor, reference: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -194,7 +197,7 @@ def _one_by_one(image: Tensor, reference: Tensor | None) -> Iterator[tuple[Tenso
 class SetScorer:
     """One metric of scope "set" (FID), ready to measure. `identity` says what exactly its numbers are."""
 
-    def __init__(self, metric: Metric, model: torch.nn.Module, identity: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, metric: Metric, model: torch.nn.Module, identity: dict[str, Any]) -> None:
         self.metric, self.identity = metric, identity
         self._model = model
 
@@ -211,18 +214,31 @@ def load_scorer(name: str, device: str | torch.device = "cpu") -> Scorer | SetSc
         hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(METRICS)}"
         raise ValueError(f"unknown metric {name!r}; {hint}")
     metric, device = METRICS[name], torch.device(device)
-    pyiqa = _import_pyiqa(metric)
-    paths = _obtain(name)
-    identity = {
+    identity = identify(name)
+    model = _create(metric, device)
+    return SetScorer(metric, model, identity) if metric.scope == "set" else Scorer(metric, model, identity, device)
+
+
+def identify(name: str) -> dict[str, Any]:
+    """What makes two numbers of the metric `name` comparable: variant, library, version, weights, colour, border.
+
+    `weights_sha256` has the hash of each file in the order of DOWNLOADS, None where a metric has none. Downloads the
+    weights where they are in no cache, loads nothing. Raises MetricUnavailable.
+    """
+    metric = METRICS[name]
+    try:
+        installed = version("pyiqa")
+    except PackageNotFoundError:
+        remedy = "pip install 'osdhuman[iqa]' (pyiqa's licence allows noncommercial use)"
+        raise MetricUnavailable(name, "pyiqa is not installed", remedy) from None
+    return {
         "variant": metric.variant,
         "library": "pyiqa",
-        "version": pyiqa.__version__,
-        "weights_sha256": " ".join(map(_sha256, paths)) or None,  # of each file, in the order in which they are listed
+        "version": installed,
+        "weights_sha256": " ".join(map(_sha256, _obtain(name))) or None,
         "color": metric.color,
         "border": metric.border,
     }
-    model = _create(pyiqa, metric, device)
-    return (SetScorer if metric.scope == "set" else Scorer)(metric, model, identity, device)
 
 
 def load_scorers(names: Iterable[str], device: str | torch.device = "cpu") -> dict[str, Scorer | SetScorer]:
@@ -244,25 +260,18 @@ def load_scorers(names: Iterable[str], device: str | torch.device = "cpu") -> di
 # ------------------------------------------------------------------------------------------------------------ weights
 
 
-def _import_pyiqa(metric: Metric) -> Any:
-    try:
-        import pyiqa  # takes 5 seconds
-    except ImportError as error:
-        remedy = "pip install 'osdhuman[iqa]' (pyiqa is for noncommercial use)"
-        raise MetricUnavailable(metric.name, f"pyiqa cannot be imported ({error})", remedy) from None
-    return pyiqa
-
-
-def _create(pyiqa: Any, metric: Metric, device: torch.device) -> torch.nn.Module:
+def _create(metric: Metric, device: torch.device) -> torch.nn.Module:
     options = dict(metric.options)
     if metric.name in PACKAGED:
         options["pretrained_model_path"] = _packaged_parameters(PACKAGED[metric.name])
     try:
+        import pyiqa  # takes 5 seconds
+
         with _hub_offline():
             return pyiqa.create_metric(metric.variant, device=device, **options)
-    except ModuleNotFoundError as error:  # openai-clip wants pkg_resources, which setuptools 82 dropped
+    except ImportError as error:  # openai-clip wants pkg_resources, which setuptools 81 dropped
         package = "setuptools<81" if error.name == "pkg_resources" else error.name
-        raise MetricUnavailable(metric.name, str(error), f"pip install '{package}'") from None
+        raise MetricUnavailable(metric.name, f"pyiqa fails ({error})", f"pip install '{package}'") from None
 
 
 def _packaged_parameters(path: Path) -> io.BytesIO:
