@@ -1,0 +1,238 @@
+"""The report on a run of HQ-ACF: its numbers by hand, what it says where something is missing, the same bytes twice."""
+
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from curated import FLOOR, write_run
+from PIL import Image
+
+from osdhuman import paper
+from osdhuman.curate import page
+from osdhuman.curate import report as module
+from osdhuman.curate.figures import _apart
+from osdhuman.curate.report import (
+    category_table,
+    contact_sheet,
+    histogram,
+    measure_folder,
+    paper_name,
+    read_run,
+    report,
+    score_histogram,
+    table_1,
+    write_table_1,
+)
+from osdhuman.curate.tags import CHUNK
+
+SOURCES = {"openimages": 60, "coco_val": 90}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), SOURCES)
+
+
+@pytest.fixture
+def run(out):
+    return read_run(out)
+
+
+@pytest.fixture(scope="module")
+def written(out, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    report(out, folder)
+    return folder
+
+
+# Table 1
+
+
+def test_a_source_has_the_means_of_all_its_scored_crops(out, run):
+    rows, _ = table_1(run, {}, out, "cpu")
+    scored = pl.read_parquet(out / "manifest.parquet").filter(source="coco_val")["niqe"].drop_nulls()
+    row = next(row for row in rows if row.name == "coco_val")
+    assert (row.images, row.measured["niqe"]) == (len(scored), pytest.approx(scored.mean(), rel=1e-12))
+
+
+def test_persona_has_the_means_of_the_training_set_and_stands_last(out, run):
+    rows, _ = table_1(run, {}, out, "cpu")
+    train = pl.read_parquet(out / "manifest.parquet").filter(split="train")["niqe"]
+    assert rows[-1].name == "PERSONA train"
+    assert (rows[-1].images, rows[-1].measured["niqe"]) == (len(train), pytest.approx(train.mean(), rel=1e-12))
+
+
+def test_the_papers_values_stand_beside(out, run):
+    rows, _ = table_1(run, {}, out, "cpu")
+    assert {row.name: row.paper for row in rows}["openimages"] == paper.TABLE_1["OID"]
+
+
+def test_a_data_set_of_the_paper_that_was_not_read_keeps_its_row(out, run):
+    rows, _ = table_1(run, {}, out, "cpu")
+    assert [row.name for row in rows] == [
+        "openimages",
+        "VOC",
+        "coco_val",
+        "Object365",
+        "CrowdHuman",
+        "DeepFashion",
+        "iDesigner",
+        "PERSONA train",
+    ]
+
+
+def test_a_metric_that_was_not_scored_says_why(out, run):
+    _, missing = table_1(run, {}, out, "cpu")
+    assert missing == dict.fromkeys(["clipiqa", "maniqa", "musiq"], module.NOT_SCORED)
+
+
+@pytest.mark.parametrize(
+    ("source", "row"),
+    [
+        ("OpenImages-V6", "OID"),
+        ("coco_val2017", "COCO"),
+        ("objects365", "Object365"),
+        ("VOC 2007", "VOC"),
+        ("my", None),
+    ],
+)
+def test_the_row_of_a_source_is_found_by_how_its_name_begins(source, row):
+    assert paper_name(source) == row
+
+
+def test_an_empty_training_set_leaves_the_papers_row(tmp_path):
+    rows, _ = table_1(read_run(write_run(tmp_path, {"coco": 1})), {}, tmp_path, "cpu")
+    assert (rows[-1].images, rows[-1].measured, rows[-1].paper) == (0, {}, paper.TABLE_1["PERSONA"])
+
+
+def test_table_1_as_markdown_has_the_paper_in_brackets(out, run, tmp_path):
+    write_table_1(table_1(run, {}, tmp_path, "cpu")[0], tmp_path)
+    lines = (tmp_path / "table1.md").read_text().splitlines()
+    assert lines[0] == "| data set | crops | BRISQUE ↓ | NIQE ↓ | CLIPIQA ↑ | MANIQA ↑ | MUSIQ ↑ |"
+    assert re.fullmatch(r"\| PERSONA train \| \d+ \| [\d.]+ \(10\.3758\) .* \| — \(74\.7808\) \|", lines[-1])
+
+
+def test_table_1_as_csv_has_measured_and_paper_in_columns(out, run, tmp_path):
+    rows, _ = table_1(run, {}, tmp_path, "cpu")
+    write_table_1(rows, tmp_path)
+    table = pl.read_csv(tmp_path / "table1.csv")
+    assert table.row(-1, named=True)["niqe"] == rows[-1].measured["niqe"]
+    assert table["niqe_paper"].to_list()[-1] == 2.8659
+
+
+def test_a_folder_is_measured_by_the_benchmark(tmp_path, monkeypatch):
+    def measure(images, output, metrics, *, names, device):
+        metrics = {"niqe": {"mean": 3.5}, "musiq": {"unavailable": "no weights"}}
+        output.parent.mkdir(parents=True)
+        output.with_suffix(".json").write_text(json.dumps({"images": 7, "metrics": metrics}))
+
+    benchmark = pytest.importorskip("osdhuman.benchmark.measure")
+    monkeypatch.setattr(benchmark, "measure", measure)
+    row, missing = measure_folder("iDesigner", tmp_path, tmp_path / "scores", "cpu")
+    assert (row.images, row.measured, row.paper["niqe"], missing) == (7, {"niqe": 3.5}, 4.6227, {"musiq": "no weights"})
+
+
+# Histograms
+
+
+def test_a_histogram_counts_by_group():
+    rows = pl.LazyFrame({"v": [0.0, 1.0, 1.0, 2.0, None], "g": ["a", "a", "b", "b", "b"]})
+    found = histogram(rows, pl.col("v"), pl.col("g"), bins=2)
+    assert {name: counts.tolist() for name, counts in found.counts.items()} == {"a": [1, 1], "b": [0, 2]}
+
+
+def test_equal_values_are_a_histogram_too():
+    found = histogram(pl.LazyFrame({"v": [3.0, 3.0]}), pl.col("v"), pl.lit("all"), bins=2)
+    assert (found.edges.tolist(), found.counts["all"].tolist()) == ([3.0, 3.5, 4.0], [2, 0])
+
+
+def test_no_values_are_no_histogram():
+    assert histogram(pl.LazyFrame({"v": [None, float("nan")]}), pl.col("v"), pl.lit("all")) is None
+
+
+def test_train_is_a_part_of_all_crops(run):
+    found = score_histogram(run, "niqe").counts
+    assert (found["train"] <= found["all crops"]).all()
+    assert found["train"].sum() == run.account["splits"]["train"]
+
+
+# Figures
+
+
+def test_labels_are_pushed_apart_and_stay_within_the_limit():
+    placed = _apart([0.9, 0.88, 0.0, -0.99], gap=0.2, limit=1.0)
+    assert placed == pytest.approx([0.9, 0.7, 0.0, -0.99])
+
+
+def test_a_contact_sheet_has_eight_pictures_in_a_row(tmp_path):
+    Image.new("RGB", (512, 512), (10, 20, 30)).save(tmp_path / "a.png")
+    sheet = contact_sheet([tmp_path / "a.png"] * 9)
+    assert sheet.shape == (2 * module.TILE + 6, 8 * module.TILE + 7 * 6, 3)
+    assert (sheet[0, 0].tolist(), sheet[-1, -1].tolist()) == ([10, 20, 30], [255, 255, 255])
+
+
+def test_every_figure_is_there_as_png_and_pdf(written):
+    names = {path.name for path in (written / "figures").iterdir()}
+    drawn = ("figure1", "figure6", "persons", "scores", "sharpness", "survivors")
+    assert names == {f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")}
+
+
+# The page
+
+
+def test_the_page_needs_nothing_but_itself(written):
+    html = (written / "report.html").read_text()
+    links = re.findall(r'(?:src|srcset|href)="([^"]{0,5})', html)
+    assert links and set(links) == {"data:"}
+
+
+def test_the_page_says_how_tags_are_made(written):
+    assert "No tags were computed" in (written / "report.html").read_text()
+
+
+def test_the_page_names_missing_metrics(written):
+    assert f"MUSIQ is missing: {module.NOT_SCORED}." in (written / "report.html").read_text()
+
+
+def test_the_same_run_gives_the_same_files(out, written, tmp_path):
+    report(out, tmp_path)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert [path for path in files if (tmp_path / path).read_bytes() != (written / path).read_bytes()] == []
+
+
+def test_names_of_sources_cannot_break_the_page():
+    assert page.table(["<i>"], [["<b>"], [page.Cell("<u>")]]).count("&lt;") == 3
+
+
+def test_an_unfinished_run_is_an_error_that_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a finished run of HQ-ACF: manifest\.parquet is missing"):
+        report(tmp_path, tmp_path / "report")
+
+
+# Tags
+
+
+def test_tags_stand_beside_the_papers(out, tmp_path):
+    rows = [("a", ["man", "shirt"], None), ("b", ["man"], None)]
+    (tmp_path / "tags").mkdir()
+    pl.DataFrame(rows, schema=CHUNK, orient="row").write_parquet(tmp_path / "tags/00000.parquet")
+    html = module.tags_section(tmp_path / "tags", None, tmp_path)
+    assert "RAM++ finds 1.50 tags in each of 2 pictures (paper: 13.32)" in html
+    assert (tmp_path / "tags.csv").read_text() == "tag,category,count\nman,People,2\nshirt,Clothing,1\n"
+
+
+def test_shares_of_categories_are_of_all_tags():
+    _, rows = category_table({"People": (3, 2), "Unsorted": (1, 1)})
+    assert rows == [["People", "3", "75.0 %", "34.1 %", "2", "585"], ["Unsorted", "1", "25.0 %", "—", "1", "—"]]
+
+
+# The miniature itself
+
+
+def test_the_miniature_has_every_fate(out):
+    table = pl.read_parquet(out / "manifest.parquet")
+    assert table.filter(split="train")["niqe"].max() <= FLOOR
+    assert set(table["reason"].drop_nulls()) >= {"no person", "blurred", "not in the top third"}
+    assert np.isfinite(table["niqe"].drop_nulls().to_numpy()).all()
