@@ -33,8 +33,7 @@ class Restorer(Protocol):
     A class named in `RESTORERS` also has `Settings`, a Config, and is built from an instance of it; its base model and
     its weights are settings. Two methods are optional: `describe()`, a dict for JSON of what decides the result
     ("settings", "weights": hashes by name, "trained_parameters", "merged": whether LoRA is part of the weights); and
-    `modules()`, the networks by name ("prompt" is the one that makes the prompt), each of which must be called as a
-    module, for counting.
+    `modules()`, the networks by name ("prompt" is the one that makes the prompt), whose calls are timed and counted.
 
     How the kinds of methods fit:
 

@@ -77,10 +77,8 @@ class OSDHumanRestorer:
 
 
 def generator_parts(generator: nn.Module) -> dict[str, nn.Module]:
-    """The networks of a one-step generator as its forward calls them."""
-    vae = generator.vae
-    parts = {"prompt": generator.prompt_extractor, "vae_encoder": vae.encoder, "unet": generator.unet}
-    return parts | {"vae_decoder": vae.decoder}
+    """The networks of a one-step generator."""
+    return {"prompt": generator.prompt_extractor, "unet": generator.unet, "vae": generator.vae}
 
 
 def sha256(path: str | Path) -> str:
