@@ -11,17 +11,18 @@
 """
 
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from hashlib import file_digest, sha256
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -65,15 +66,15 @@ def write_shard(out: Path, shard: int, config: PersonaConfig) -> dict[str, int]:
     chosen = pl.scan_parquet(out / "selection" / "selection.parquet").filter(pl.col("split").is_not_null())
     rows = chosen.join(crops, on="id", how="semi").select("id", "split").collect()
     for crop, split in rows.iter_rows():
-        link(folder / f"{crop}.png", crop_file(persona, split, crop))
+        link(folder / f"{crop}.png", image_files(persona, split, crop)[0])
         if split == "val":
             freeze(persona, crop, config)
     return dict(rows["split"].value_counts().sort("split").iter_rows())
 
 
-def crop_file(persona: Path, split: str, crop: str) -> Path:
-    """Where the crop itself lies: the lq of test, the hq of the others."""
-    return persona / split / next(iter(FILES[split].values())).format(crop)
+def image_files(persona: Path, split: str, crop: str) -> list[Path]:
+    """The crop itself, which is the lq of test and the hq of the others; then the frozen lq of val."""
+    return [persona / split / name.format(crop) for name in FILES[split].values()]
 
 
 def link(source: Path, target: Path) -> None:
@@ -90,7 +91,7 @@ def link(source: Path, target: Path) -> None:
 
 def freeze(persona: Path, crop: str, config: PersonaConfig) -> None:
     """Write val/lq/<crop>.png from val/hq/<crop>.png, unless it is there."""
-    hq, lq = (persona / "val" / name.format(crop) for name in FILES["val"].values())
+    hq, lq = image_files(persona, "val", crop)
     if not lq.exists():
         save_png(lq, freeze_lq(load_rgb(hq), f"{crop}.png", config.seed, Degradation(config.degradation)))
 
@@ -139,8 +140,10 @@ def describe(manifest: Path, persona: Path, absent: Collection[str] = ()) -> dic
     """As `write_metadata`; the crops with the ids `absent` are left out."""
     tables = {split: metadata(manifest, persona, split, absent) for split in FILES}
     for split, table in tables.items():
-        if len(table):  # `datasets` takes no split without a row
-            with replacing(persona / split / "metadata.parquet") as part:
+        path = persona / split / "metadata.parquet"
+        path.unlink(missing_ok=True)  # an earlier one; `datasets` takes no split without a row
+        if len(table):
+            with replacing(path) as part:
                 table.write_parquet(part)
     with replacing(persona / "README.md") as part:
         part.write_text(card(tables), encoding="utf-8")
@@ -152,17 +155,23 @@ def metadata(manifest: Path, persona: Path, split: str, absent: Collection[str] 
 
     All splits have the same columns, as `datasets` demands.
     """
+    folder, crop_kind = persona / split, next(iter(FILES[split]))
     rows = pl.scan_parquet(manifest).filter(pl.col("split") == split, ~pl.col("id").is_in(list(absent)))
     rows = rows.drop("split", "reason", "detail").sort("id").collect()
-    files = {kind: [name.format(crop) for crop in rows["id"]] for kind, name in FILES[split].items()}
-    check_files(persona / split, {name for names in files.values() for name in names})
-    digests = {kind: [digest(persona / split / name) for name in files[kind]] for kind in [*files][1:]}
-    digests[next(iter(files))] = rows["crop_sha256"]
-    columns = {f"{kind}_file_name": files.get(kind) for kind in ("hq", "lq")}
-    columns |= {f"{kind}_sha256": digests.get(kind) for kind in ("hq", "lq")}
-    columns = {name: pl.Series(values or [None] * len(rows), dtype=pl.String) for name, values in columns.items()}
-    names = rows.drop("crop_sha256").columns
-    return rows.with_columns(**columns).select("hq_file_name", "lq_file_name", *names, "hq_sha256", "lq_sha256")
+    files = {kind: rows.select(pl.format(name, "id")).to_series() for kind, name in FILES[split].items()}
+    check_files(folder, {name for names in files.values() for name in names})
+    digests = {
+        kind: rows["crop_sha256"]
+        if kind == crop_kind
+        else pl.Series([digest(folder / name) for name in names], dtype=pl.String)
+        for kind, names in files.items()
+    }
+    nothing = pl.Series([None] * len(rows), dtype=pl.String)
+    return rows.select(
+        *(files.get(kind, nothing).alias(f"{kind}_file_name") for kind in ("hq", "lq")),
+        pl.exclude("crop_sha256"),
+        *(digests.get(kind, nothing).alias(f"{kind}_sha256") for kind in ("hq", "lq")),
+    )
 
 
 def check_files(folder: Path, expected: Collection[str]) -> None:
@@ -245,24 +254,32 @@ class RebuildReport:
         return "\n".join(lines)
 
 
+class Crop(NamedTuple):
+    """One crop of the manifest."""
+
+    id: str
+    split: str
+    crop_x: int
+    crop_y: int
+    crop_side: int
+    crop_sha256: str
+
+
 class Picture(NamedTuple):
-    """One picture of the manifest and its crops: (id, split, crop_x, crop_y, crop_side, crop_sha256)."""
+    """One picture of the manifest and its crops."""
 
     name: str  # source/file
     path: Path
     sha256: str
-    crops: tuple[tuple, ...]
+    crops: tuple[Crop, ...]
 
 
-@dataclass
-class Outcome:
-    """What became of the crops of one picture."""
+class Fate(NamedTuple):
+    """What became of a crop, and why."""
 
-    written: int = 0
-    kept: int = 0
-    missing: list[str] = field(default_factory=list)
-    differ: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)  # the ids of crops that were not made
+    crop: Crop
+    state: Literal["written", "kept", "missing", "differ"]
+    detail: str = ""
 
 
 def rebuild(manifest: Path, roots: Mapping[str, Path], output: Path, workers: int = 1) -> RebuildReport:
@@ -275,82 +292,73 @@ def rebuild(manifest: Path, roots: Mapping[str, Path], output: Path, workers: in
     settings = read_settings(manifest)
     cut = parse_config(CutConfig, settings["cut"], f"cut of {manifest}")
     persona = parse_config(PersonaConfig, settings["persona"], f"persona of {manifest}")
-    pictures = list(read_pictures(manifest, roots))
-    total = Outcome()
+    pictures = read_pictures(manifest, roots)
     work = partial(rebuild_picture, output=output, cut=cut, persona=persona)
-    for outcome in tqdm(_map(work, pictures, workers), total=len(pictures), unit="picture", disable=None):
-        for name, value in vars(outcome).items():
-            setattr(total, name, getattr(total, name) + value)
-    describe(manifest, output, total.absent)
+    with ThreadPoolExecutor(workers) as pool:  # decoding, resizing, PNG and sha256 all let other threads run
+        done = tqdm(pool.map(work, pictures), total=len(pictures), unit="picture", disable=None)
+        fates = [fate for of_picture in done for fate in of_picture]
+    absent = [fate.crop for fate in fates if fate.state in ("missing", "differ")]
+    for path in (path for crop in absent for path in image_files(output, crop.split, crop.id)):
+        path.unlink(missing_ok=True)  # damaged, or of another manifest
+    describe(manifest, output, [crop.id for crop in absent])
+    counts = Counter(fate.state for fate in fates)
+    missing, differ = (
+        tuple(sorted({fate.detail for fate in fates if fate.state == state})) for state in ("missing", "differ")
+    )
     here, there = versions(), settings["versions"]
     changed = {name: (there[name], here[name]) for name in here if there.get(name, here[name]) != here[name]}
-    return RebuildReport(total.written, total.kept, tuple(sorted(total.missing)), tuple(sorted(total.differ)), changed)
+    return RebuildReport(counts["written"], counts["kept"], missing, differ, changed)
 
 
-def read_pictures(manifest: Path, roots: Mapping[str, Path]) -> Iterator[Picture]:
+def read_pictures(manifest: Path, roots: Mapping[str, Path]) -> list[Picture]:
     """The pictures that have a crop in a split, by source and file. Raises ValueError for a source without a root."""
-    crop = ("id", "split", "crop_x", "crop_y", "crop_side", "crop_sha256")
-    selected = pl.scan_parquet(manifest).filter(pl.col("split").is_in(list(FILES)), pl.col("id").str.contains(CROP_ID))
-    rows = selected.select("source", "file", "sha256", *crop).sort("source", "file", "id").collect()
+    selected = pl.scan_parquet(manifest).filter(pl.col("split").is_in(list(FILES)))
+    rows = selected.select("source", "file", "sha256", *Crop._fields).sort("source", "file", "id").collect()
+    if strange := rows.filter(~pl.col("id").str.contains(CROP_ID))["id"].to_list():  # it becomes the name of a file
+        raise ValueError(f"{manifest} has the id {strange[0]!r}; expected 16 hexadecimal digits")
     if lacking := sorted(set(rows["source"]) - set(roots)):
         raise ValueError(f"no folder is given for source {', '.join(lacking)}; the manifest has crops of it")
-    for (source, file, digest), group in rows.group_by("source", "file", "sha256", maintain_order=True):
-        yield Picture(f"{source}/{file}", Path(roots[source]) / file, digest, tuple(group.select(crop).iter_rows()))
+    return [
+        Picture(f"{source}/{file}", Path(roots[source]) / file, sha, tuple(Crop(*row[3:]) for row in group))
+        for (source, file, sha), group in groupby(rows.iter_rows(), key=lambda row: row[:3])
+    ]
 
 
-def _map(work: partial, pictures: Iterable[Picture], workers: int) -> Iterator[Outcome]:
-    if workers == 1:
-        yield from map(work, pictures)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _one_thread) as pool:
-        yield from (done.result() for done in as_completed([pool.submit(work, picture) for picture in pictures]))
-
-
-def _one_thread() -> None:
-    import torch
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def rebuild_picture(picture: Picture, output: Path, cut: CutConfig, persona: PersonaConfig) -> Outcome:
+def rebuild_picture(picture: Picture, output: Path, cut: CutConfig, persona: PersonaConfig) -> list[Fate]:
     """Write the crops of one picture that are not in `output` yet."""
-    outcome = Outcome()
-    to_do = [crop for crop in picture.crops if not _is_there(output, crop)]
-    outcome.kept = len(picture.crops) - len(to_do)
-    data = picture.path.read_bytes() if to_do and picture.path.is_file() else None
-    if to_do and data is None:
-        outcome.missing.append(f"{picture.name}: no file {picture.path}")
-    elif to_do and sha256(data).hexdigest() != picture.sha256:
-        outcome.differ.append(f"{picture.name}: another picture than the manifest's (sha256)")
-    else:
-        to_do = [crop for crop in to_do if not _rebuild_crop(picture, data, crop, output, cut, persona, outcome)]
-    outcome.absent = [crop[0] for crop in to_do]
-    return outcome
+    kept = [crop for crop in picture.crops if is_there(output, crop)]
+    to_do = [crop for crop in picture.crops if crop not in kept]
+    return [*(Fate(crop, "kept") for crop in kept), *_rebuild_crops(picture, to_do, output, cut, persona)]
 
 
-def _is_there(output: Path, crop: tuple) -> bool:
-    name, split, *_, expected = crop
-    files = [output / split / file.format(name) for file in FILES[split].values()]
-    return all(file.exists() for file in files) and digest(files[0]) == expected
+def is_there(output: Path, crop: Crop) -> bool:
+    files = image_files(output, crop.split, crop.id)
+    return all(file.exists() for file in files) and digest(files[0]) == crop.crop_sha256
 
 
-def _rebuild_crop(
-    picture: Picture, data: bytes, crop: tuple, output: Path, cut: CutConfig, persona: PersonaConfig, outcome: Outcome
-) -> bool:
-    name, split, *square, expected = crop
+def _rebuild_crops(
+    picture: Picture, crops: Sequence[Crop], output: Path, cut: CutConfig, persona: PersonaConfig
+) -> list[Fate]:
+    if not crops:
+        return []
+    if not picture.path.is_file():
+        return [Fate(crop, "missing", f"{picture.name}: no file {picture.path}") for crop in crops]
+    data = picture.path.read_bytes()
+    if sha256(data).hexdigest() != picture.sha256:
+        detail = f"{picture.name}: another picture than the manifest's (sha256)"
+        return [Fate(crop, "differ", detail) for crop in crops]
+    return [_rebuild_crop(picture.name, data, crop, output, cut, persona) for crop in crops]
+
+
+def _rebuild_crop(name: str, data: bytes, crop: Crop, output: Path, cut: CutConfig, persona: PersonaConfig) -> Fate:
     try:
-        png = encode_png(recut(data, *square, cut))
+        png = encode_png(recut(data, crop.crop_x, crop.crop_y, crop.crop_side, cut))
     except ValueError as error:  # DecodeFault too
-        outcome.differ.append(f"{picture.name}: {error}")
-        return False
-    if sha256(png).hexdigest() != expected:
-        outcome.differ.append(f"{picture.name}: crop {name} comes out differently (sha256)")
-        return False
-    with replacing(crop_file(output, split, name)) as part:
+        return Fate(crop, "differ", f"{name}: crop {crop.id}: {error}")
+    if sha256(png).hexdigest() != crop.crop_sha256:
+        return Fate(crop, "differ", f"{name}: crop {crop.id} comes out differently (sha256)")
+    with replacing(image_files(output, crop.split, crop.id)[0]) as part:
         part.write_bytes(png)
-    if split == "val":
-        freeze(output, name, persona)
-    outcome.written += 1
-    return True
+    if crop.split == "val":
+        freeze(output, crop.id, persona)
+    return Fate(crop, "written")
