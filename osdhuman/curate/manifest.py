@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +29,8 @@ class AccountError(RuntimeError):
     """Pictures or boxes that were lost, or came twice: a fault of the pipeline, never of the data."""
 
 
-def write_manifest(out: Path, entries: Mapping[int, Entry]) -> dict:
-    """Write `out`/manifest.parquet and account.json; returns the account.
+def write_manifest(out: Path, entries: Mapping[int, Entry], settings: Mapping[str, str]) -> dict:
+    """Write `out`/manifest.parquet, with `settings` as the file's own metadata, and account.json; returns the account.
 
     The manifest has the columns of CANDIDATES, every metric, `normalized`
     (Eq. 1), `split`, and `crop_sha256` (of the PNG); `reason` is null exactly where `split` is set. Rows stand in the
@@ -38,11 +38,11 @@ def write_manifest(out: Path, entries: Mapping[int, Entry]) -> dict:
     """
     tallies: dict[str, Tally] = defaultdict(Tally)
     with replacing(out / "manifest.parquet") as part:
-        with _parquet_writer(part) as write:
+        with _parquet_writer(part, settings) as write:
             for shards in _blocks(sorted(entries)):
                 rows = fates(out, shards)
                 for shard in shards:
-                    tallies[entries[shard].source].add(entries[shard], rows.filter(shard=shard), _cut(out, shard))
+                    tallies[entries[shard].source].add(entries[shard], rows.filter(shard=shard))
                 write(rows.drop("shard"))
         account = make_account(tallies, json.loads((out / "images" / "done.json").read_text())["faults"])
     with replacing(out / "account.json") as part:
@@ -74,12 +74,8 @@ def _blocks(shards: Sequence[int]) -> Iterator[Sequence[int]]:
         yield shards[start : start + BLOCK]
 
 
-def _cut(out: Path, shard: int) -> dict:
-    return json.loads((out / "crops" / f"{shard:05d}" / "done.json").read_text(encoding="utf-8"))
-
-
 @contextmanager
-def _parquet_writer(path: Path) -> Iterator:
+def _parquet_writer(path: Path, settings: Mapping[str, str]) -> Iterator[Callable[[pl.DataFrame], None]]:
     """A function that appends a frame as one row group."""
     import pyarrow.parquet as pq
 
@@ -87,7 +83,7 @@ def _parquet_writer(path: Path) -> Iterator:
 
     def write(frame: pl.DataFrame) -> None:
         nonlocal writer
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(settings)
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
 
@@ -110,13 +106,12 @@ class Tally:
         self.boxes: Counter[str | None] = Counter()
         self.splits: Counter[str] = Counter()
 
-    def add(self, entry: Entry, rows: pl.DataFrame, cut: dict) -> None:
-        """One shard: how it entered, its rows of the manifest, and what the cut pass counted."""
+    def add(self, entry: Entry, rows: pl.DataFrame) -> None:
+        """One shard: how it entered, and its rows of the manifest."""
         self.images_in += entry.images
         self.boxes_in += entry.boxes
         self.images.update(_picture_reasons(rows))
         self.boxes.update(rows.filter(pl.col("box_id").is_not_null())["reason"].to_list())
-        self.boxes.update(cut["boxes_of_dropped_images"])
         self.splits.update(rows["split"].drop_nulls().to_list())
 
     def summary(self) -> dict:

@@ -1,7 +1,7 @@
 """The score pass: the crops of one shard -> one row of no-reference metrics each (paper 3.1)."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,11 +53,14 @@ def _scorers(names: tuple[str, ...], device: str) -> dict[str, Scorer]:
 
 def _batches(folder: Path, ids: Sequence[str], config: ScoreConfig) -> Iterator[Tensor]:
     """Crops as float32 RGB (B,3,H,W) in [0,1]; the next batch is read while the caller scores this one."""
-    chunks = [ids[i : i + config.batch] for i in range(0, len(ids), config.batch)]
     with ThreadPoolExecutor(READERS) as readers:
-        ahead = [readers.submit(read_crop, folder / f"{crop}.png") for crop in chunks[0]] if chunks else []
-        for following in [*chunks[1:], []]:
-            current, ahead = ahead, [readers.submit(read_crop, folder / f"{crop}.png") for crop in following]
+
+        def start(place: int) -> list[Future[Tensor]]:
+            return [readers.submit(read_crop, folder / f"{crop}.png") for crop in ids[place : place + config.batch]]
+
+        ahead = start(0)
+        for place in range(0, len(ids), config.batch):
+            current, ahead = ahead, start(place + config.batch)
             yield torch.stack([crop.result() for crop in current]).to(device(config)) / 255
 
 
