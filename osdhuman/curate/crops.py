@@ -249,8 +249,9 @@ def resize(pixels: np.ndarray, size: int, kernel: Literal["bicubic", "bilinear"]
 
     PyTorch does in 8 bits and with vector instructions what takes Pillow five times as long.
     """
-    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-    return F.interpolate(planes, (size, size), mode=kernel, antialias=True)[0].permute(1, 2, 0).numpy()
+    planes = torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2)  # stays RGBRGB..., which is thrice as fast
+    resized = F.interpolate(planes, (size, size), mode=kernel, antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
 
 
 # --------------------------------------------------------------------------------------------------------------- rows

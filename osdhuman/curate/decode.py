@@ -29,15 +29,11 @@ END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 GRAY_MODES = ("1", "L", "LA", "La")  # and I;16 in its byte orders
 GRAY_TOLERANCE = 2  # levels between the channels, at every eighth pixel, of a grey picture stored as colour
 
-_READ = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_COLOR_RGB
-_REDUCED_RGB = {  # OpenCV names these for BGR only
-    factor: (bgr & ~cv2.IMREAD_COLOR) | _READ
-    for factor, bgr in [
-        (1, cv2.IMREAD_COLOR),
-        (2, cv2.IMREAD_REDUCED_COLOR_2),
-        (4, cv2.IMREAD_REDUCED_COLOR_4),
-        (8, cv2.IMREAD_REDUCED_COLOR_8),
-    ]
+_READ = {  # by factor
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _UPRIGHT = {  # by EXIF orientation
     1: lambda pixels: pixels,
@@ -164,10 +160,10 @@ def _checked_header(image: Image.Image, config: DecodeConfig) -> Header:
 def _decode_jpeg(data: bytes, factor: int) -> np.ndarray:
     if not _has_end(data):  # OpenCV before version 5 fills the rest with grey
         raise DecodeFault(Reason.TRUNCATED, "the JPEG has no end")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED_RGB[factor])
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _READ[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise DecodeFault(Reason.UNREADABLE, "damaged JPEG")
-    return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _has_end(jpeg: bytes) -> bool:
