@@ -60,51 +60,56 @@ def measured(no_process):
 # multiply-adds
 
 
+def total(call):
+    return count_macs(call)[0]
+
+
 def test_a_convolution():
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
-    assert count_macs(lambda: conv(torch.zeros(2, 4, 10, 8))) == 2 * (5 * 4) * 6 * 4 * 9
+    assert total(lambda: conv(torch.zeros(2, 4, 10, 8))) == 2 * (5 * 4) * 6 * 4 * 9
 
 
 def test_a_transposed_convolution():
     conv = nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1)
-    assert count_macs(lambda: conv(torch.zeros(1, 4, 5, 7))) == (5 * 7) * 6 * 4 * 16
+    assert total(lambda: conv(torch.zeros(1, 4, 5, 7))) == (5 * 7) * 6 * 4 * 16
 
 
 def test_a_depthwise_convolution():
     conv = nn.Conv2d(4, 4, 3, groups=4, padding=1)
-    assert count_macs(lambda: conv(torch.zeros(1, 4, 5, 7))) == (5 * 7) * 4 * 9
+    assert total(lambda: conv(torch.zeros(1, 4, 5, 7))) == (5 * 7) * 4 * 9
 
 
 def test_a_linear_layer():
     linear = nn.Linear(8, 3)
-    assert count_macs(lambda: linear(torch.zeros(2, 5, 8))) == 2 * 5 * 8 * 3
+    assert total(lambda: linear(torch.zeros(2, 5, 8))) == 2 * 5 * 8 * 3
 
 
 def test_attention():
     q, k = torch.zeros(2, 3, 7, 8), torch.zeros(2, 3, 11, 8)
-    assert count_macs(lambda: scaled_dot_product_attention(q, k, k)) == 2 * (2 * 3 * 7 * 11 * 8)
+    assert total(lambda: scaled_dot_product_attention(q, k, k)) == 2 * (2 * 3 * 7 * 11 * 8)
 
 
 @torch.no_grad()
 def test_a_whole_attention_layer_in_evaluation():
     layer, x = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.zeros(1, 5, 8)
-    assert count_macs(lambda: layer(x, x, x)) == 4 * (5 * 8 * 8) + 2 * (5 * 5 * 8)
+    assert total(lambda: layer(x, x, x)) == 4 * (5 * 8 * 8) + 2 * (5 * 5 * 8)
 
 
 def test_networks_are_counted_apart():
     one, two = nn.Linear(8, 3), nn.Linear(3, 4)
     counted = count_macs(lambda: two(one(torch.zeros(1, 8))), {"one": one, "two": two})
-    assert counted == {"one": 24, "two": 12}
+    assert counted == (36, {"one": 24, "two": 12})
 
 
 def test_a_network_that_is_called_by_its_parts_is_counted():
     vae = nn.ModuleDict({"encoder": nn.Linear(8, 3), "decoder": nn.Linear(3, 8)})
-    assert count_macs(lambda: vae["decoder"](vae["encoder"](torch.zeros(1, 8))), {"vae": vae}) == {"vae": 48}
+    counted = count_macs(lambda: vae["decoder"](vae["encoder"](torch.zeros(1, 8))), {"vae": vae})
+    assert counted == (48, {"vae": 48})
 
 
 def test_a_call_inside_a_call_counts_once():
     network = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 4))
-    assert count_macs(lambda: network(torch.zeros(1, 8)), {"all": network}) == {"all": 36}
+    assert count_macs(lambda: network(torch.zeros(1, 8)), {"all": network})[1] == {"all": 36}
 
 
 def test_no_hook_stays_behind():

@@ -39,10 +39,17 @@ def cost(restorer: Restorer, size: int = 512, rounds: int = 10, batch: int = 1) 
     call = partial(restorer.restore, lq, list(range(batch)))
     call()
     busy = time.process_time()
-    seconds = [t / batch for t in _seconds(call, rounds, first.device)]
+    seconds, spent = _seconds(call, networks, rounds, first.device)
     busy = time.process_time() - busy
-    parts = _parts(networks, call, rounds, batch, first.device)
-    total = count_macs(call) / batch if networks else None
+    macs, counted = count_macs(call, networks)
+    parts = {
+        name: {
+            "parameters": count_parameters(network),
+            "macs": counted[name] / batch,
+            "seconds": statistics.median(spent[name]) / batch,
+        }
+        for name, network in networks.items()
+    }
     said = describe(restorer)
     prompt = parts.get("prompt")
     return {
@@ -50,18 +57,18 @@ def cost(restorer: Restorer, size: int = 512, rounds: int = 10, batch: int = 1) 
         "size": size,
         "batch": batch,
         "rounds": rounds,
-        "seconds_median": statistics.median(seconds),
-        "seconds_p95": float(np.percentile(seconds, 95)),
+        "seconds_median": statistics.median(seconds) / batch,
+        "seconds_p95": float(np.percentile(seconds, 95)) / batch,
         "cpu_seconds_mean": busy / rounds / batch,
         "peak_memory_bytes": _peak_memory(restorer, lq),
         "memory": "allocated on the GPU" if first.device.type == "cuda" else "resident, whole process",
         "parameters": count_parameters(*networks.values()),
         "trained_parameters": said.get("trained_parameters"),
-        "macs": total,
+        "macs": macs / batch if networks else None,
         "lora_merged": said.get("merged"),
         "prompt_included": prompt is not None,
-        "prompt_share_of_seconds": prompt["seconds"] / statistics.median(seconds) if prompt else None,
-        "prompt_share_of_macs": prompt["macs"] / total if prompt and total else None,
+        "prompt_share_of_seconds": prompt["seconds"] / statistics.median(seconds) * batch if prompt else None,
+        "prompt_share_of_macs": prompt["macs"] * batch / macs if prompt and macs else None,
         "device": str(first.device),
         "device_name": _device_name(first.device),
         "dtype": str(first.dtype).removeprefix("torch."),
@@ -76,8 +83,10 @@ def count_parameters(*networks: nn.Module) -> int:
     return sum(p.numel() for p in {p for network in networks for p in network.parameters()})
 
 
-def count_macs(call: Callable[[], Any], networks: Mapping[str, nn.Module] | None = None) -> Any:
-    """Multiply-adds of one call; with `networks`, a dict of those inside each of them.
+def count_macs(
+    call: Callable[[], Any], networks: Mapping[str, nn.Module] | None = None
+) -> tuple[float, dict[str, float]]:
+    """Multiply-adds of one call, and those inside each of `networks`.
 
     Attention is written out for it, since not every fused kernel is known to PyTorch's counter.
     """
@@ -89,7 +98,7 @@ def count_macs(call: Callable[[], Any], networks: Mapping[str, nn.Module] | None
             call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return {name: flops / 2 for name, flops in spent.items()} if networks else counter.get_total_flops() / 2
+    return counter.get_total_flops() / 2, {name: flops / 2 for name, flops in spent.items()}
 
 
 @contextmanager
@@ -119,36 +128,20 @@ def attributed(networks: Mapping[str, nn.Module], read: Callable[[], float]) -> 
             handle.remove()
 
 
-def _parts(
-    networks: Mapping[str, nn.Module], call: Callable[[], Any], rounds: int, batch: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Of each network: parameters, MACs and median seconds per image."""
-    if not networks:
-        return {}
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    for _ in range(rounds):
-        with attributed(networks, partial(_clock, device)) as spent:
-            call()
-        for name, seconds in spent.items():
-            times[name].append(seconds / batch)
-    macs = count_macs(call, networks)
-    return {
-        name: {
-            "parameters": count_parameters(network),
-            "macs": macs[name] / batch,
-            "seconds": statistics.median(times[name]),
-        }
-        for name, network in networks.items()
-    }
-
-
-def _seconds(call: Callable[[], Any], rounds: int, device: torch.device) -> list[float]:
-    seconds = []
+def _seconds(
+    call: Callable[[], Any], networks: Mapping[str, nn.Module], rounds: int, device: torch.device
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Of each call, and of each network in it; on a GPU these wait for its work, microseconds each."""
+    seconds: list[float] = []
+    parts: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(rounds):
         start = _clock(device)
-        call()
+        with attributed(networks, partial(_clock, device)) as spent:
+            call()
         seconds.append(_clock(device) - start)
-    return seconds
+        for name in networks:
+            parts[name].append(spent[name])
+    return seconds, parts
 
 
 def _clock(device: torch.device) -> float:
