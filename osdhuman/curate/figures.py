@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 WIDTH = 9.0  # inches
 DPI = 160
+SPLITS = {"train": "#0072b2", "val": "#009e73", "test": "#e69f00"}
+UNDATED = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": None, "Date": None},
+}
 WEDGES = ("#0072b2", "#e69f00", "#56b4e9", "#d55e00", "#009e73", "#8c6d9f", "#7fb069", "#cc79a7", "#f0e442", "#8a6d4b")
 
 
@@ -140,11 +146,15 @@ def draw_survivors(figure: "Figure", theme: Theme, account: Mapping[str, Any]) -
     panels = figure.subplots(2, 1, height_ratios=heights)
     for axis, kind, unit in zip(panels, ("images", "boxes"), ("pictures", "boxes of persons"), strict=True):
         _waterfall(axis, theme, account[kind], unit)
-    place, left = len(dropped[1]) + 1, 0
-    for split, colour in zip(("train", "val", "test"), (theme.run, "#009e73", "#e69f00"), strict=True):
-        count = account["splits"].get(split, 0)
-        panels[1].barh(place, count, left=left, color=colour, height=0.62)
-        left += count
+    panels[0].barh(heights[0] - 1, account["images"]["kept"], color=theme.run, height=0.62)
+    left = 0
+    for split, colour in SPLITS.items():
+        panels[1].barh(
+            heights[1] - 1, account["splits"].get(split, 0), left=left, color=colour, height=0.62, label=split
+        )
+        left += account["splits"].get(split, 0)
+    handles, labels = panels[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, labelcolor=theme.muted)
 
 
 def _waterfall(axis: "Axes", theme: Theme, part: Mapping[str, Any], unit: str) -> None:
@@ -156,7 +166,6 @@ def _waterfall(axis: "Axes", theme: Theme, part: Mapping[str, Any], unit: str) -
         labels.append(reason)
         notes.append(f"{left - count:,}  (-{count:,})")
         left -= count
-    axis.barh(len(labels), left, color=theme.run, height=0.62)
     labels, notes = [*labels, "kept"], [*notes, f"{left:,}"]
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -251,7 +260,7 @@ def draw_tags(
     figure: "Figure", theme: Theme, run: Mapping[str, tuple[int, int]], paper: Mapping[str, tuple[int, int]]
 ) -> None:
     """Fig. 7: angles are tags per category; the labels say category, tags and distinct tags."""
-    figure.set_size_inches(WIDTH, 4.6)
+    figure.set_size_inches(WIDTH, 3.7)
     colours = dict(zip(paper, WEDGES, strict=True))
     for axis, title, part in zip(figure.subplots(1, 2), ("this run", "the paper"), (run, paper), strict=True):
         part = {name: counts for name, counts in part.items() if counts[0]}
@@ -260,13 +269,13 @@ def draw_tags(
             colors=[colours.get(name, theme.rest) for name in part],
             startangle=90,
             counterclock=False,
-            radius=0.72,
-            wedgeprops={"width": 0.32, "edgecolor": theme.paper, "linewidth": 1},
+            radius=0.78,
+            wedgeprops={"width": 0.34, "edgecolor": theme.paper, "linewidth": 1},
         )
         _label_wedges(axis, theme, wedges, part)
         tags, distinct = (sum(counts) for counts in zip(*part.values(), strict=True))
         axis.text(0, 0, f"{title}\n{tags:,} tags\n{distinct:,} distinct", ha="center", va="center")
-        axis.set(xlim=(-1.45, 1.45), ylim=(-1.1, 1.1))
+        axis.set(xlim=(-1.4, 1.4), ylim=(-1.12, 1.12))
 
 
 def _label_wedges(axis: "Axes", theme: Theme, wedges: Sequence[Any], part: Mapping[str, tuple[int, int]]) -> None:
@@ -276,13 +285,13 @@ def _label_wedges(axis: "Axes", theme: Theme, wedges: Sequence[Any], part: Mappi
     for side in (1, -1):
         members = [i for i in range(len(wedges)) if (spots[i, 0] >= 0) == (side > 0)]
         members.sort(key=lambda i: -spots[i, 1])
-        heights = _apart([spots[i, 1] * 0.95 for i in members], gap=0.2, limit=1.05)
+        heights = _apart([spots[i, 1] * 0.95 for i in members], gap=0.225, limit=1.05)
         for i, height in zip(members, heights, strict=True):
             name, (tags, distinct) = list(part.items())[i]
             axis.annotate(
                 f"{name}\n{tags:,} · {distinct:,}",
-                xy=spots[i] * 0.74,
-                xytext=(side * 0.92, height),
+                xy=spots[i] * 0.8,
+                xytext=(side * 0.95, height),
                 ha="left" if side > 0 else "right",
                 va="center",
                 fontsize=7.5,
@@ -306,25 +315,31 @@ def _apart(heights: Sequence[float], gap: float, limit: float) -> list[float]:
 
 def save(folder: Path, name: str, draw: Callable[..., None], *data: Any) -> tuple[str, str]:
     """Write `folder`/name.png and .pdf; returns the drawing in light and in dark as data URIs of SVG."""
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"Creator": None, "CreationDate": None})):
-        with replacing(folder / f"{name}.{suffix}") as part:
-            part.write_bytes(_render(draw, LIGHT, data, suffix, metadata))
-    light, dark = (_render(draw, theme, data, "svg", {"Date": None, "Creator": None}) for theme in (LIGHT, DARK))
-    return data_uri(light, "image/svg+xml"), data_uri(dark, "image/svg+xml")
+    light, dark = _render(draw, LIGHT, data, ("png", "pdf", "svg")), _render(draw, DARK, data, ("svg",))
+    for kind in ("png", "pdf"):
+        with replacing(folder / f"{name}.{kind}") as part:
+            part.write_bytes(light[kind])
+    return data_uri(light["svg"], "image/svg+xml"), data_uri(dark["svg"], "image/svg+xml")
 
 
-def _render(draw: Callable[..., None], theme: Theme, data: Sequence[Any], kind: str, metadata: dict) -> bytes:
+def _render(draw: Callable[..., None], theme: Theme, data: Sequence[Any], kinds: Sequence[str]) -> dict[str, bytes]:
+    """One drawing in several formats, without dates and names of programs."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rendered = {}
     with rc_context(theme.rc):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, theme, *data)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out now, and need not be for each format
+        for kind in kinds:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])
+            rendered[kind] = buffer.getvalue()
+    return rendered
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -194,21 +194,22 @@ def measure_folder(name: str, folder: Path, scores: Path, device: str) -> tuple[
 def write_table_1(rows: Sequence[Scores], output: Path) -> None:
     """table1.md with the paper's values in brackets, and table1.csv with both in columns of their own."""
     metrics = [METRICS[name] for name in TABLE_METRICS]
-    header = ["data set", "crops", *(f"{metric.title} {metric.arrow}" for metric in metrics)]
+    header = ["data set", "images", *(f"{metric.title} {metric.arrow}" for metric in metrics)]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    table = [["name", "crops", *(f"{name}{end}" for name in TABLE_METRICS for end in ("", "_paper"))]]
+    table = [["name", "images", *(f"{name}{end}" for name in TABLE_METRICS for end in ("", "_paper"))]]
     for row in rows:
         cells = [f"{_number(row.measured, name)} ({_number(row.paper, name)})" for name in TABLE_METRICS]
         lines.append([row.name, f"{row.images:,}", *cells])
-        values = [source.get(name, "") for name in TABLE_METRICS for source in (row.measured, row.paper)]
+        values = [_number(source, name, 2, "") for name in TABLE_METRICS for source in (row.measured, row.paper)]
         table.append([row.name, row.images, *values])
     with replacing(output / "table1.md") as part:
         part.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
     _write_csv(output / "table1.csv", table)
 
 
-def _number(values: Mapping[str, float], name: str) -> str:
-    return f"{values[name]:.{METRICS[name].digits}f}" if name in values else "—"
+def _number(values: Mapping[str, float], name: str, more: int = 0, nothing: str = "—") -> str:
+    """Rounded as in the paper, or to `more` digits: the last bits of a mean depend on the number of threads."""
+    return f"{values[name]:.{METRICS[name].digits + more}f}" if name in values else nothing
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence]) -> None:
@@ -219,7 +220,7 @@ def _write_csv(path: Path, rows: Sequence[Sequence]) -> None:
 def table_section(rows: Sequence[Scores], missing: Mapping[str, str], figures: Path) -> str:
     """Table 1 and Fig. 1."""
     metrics = [METRICS[name] for name in TABLE_METRICS]
-    header = ["data set", "crops", *(f"{metric.title} {metric.arrow}" for metric in metrics)]
+    header = ["data set", "images", *(f"{metric.title} {metric.arrow}" for metric in metrics)]
     best = {}
     for metric in metrics:
         values = [row.measured[metric.name] for row in rows if metric.name in row.measured]
@@ -276,7 +277,9 @@ def funnel_section(run: Run, figures: Path) -> str:
             "Reasons stand in the order in which the pipeline asks. A picture counts as kept if one of its boxes is, "
             "otherwise under the reason that its last box met."
         ),
-        page.picture(*drawing, "Orange is what a reason removes; the last bar of boxes is train, val and test."),
+        page.picture(
+            *drawing, "Orange is what a reason removes. Boxes that are kept are the crops of train, val and test."
+        ),
     )
 
 
@@ -331,13 +334,17 @@ def score_histogram(run: Run, metric: str) -> Histogram | None:
     return Histogram(found.edges, {"all crops": train + others, "train": train})
 
 
-def histogram(rows: pl.LazyFrame, value: pl.Expr, group: pl.Expr, bins: int = 60) -> Histogram | None:
-    """Counts of `value` by group; the outermost thousandths fall into the outermost bins. None if there is no value."""
+def histogram(rows: pl.LazyFrame, value: pl.Expr, group: pl.Expr) -> Histogram | None:
+    """Counts of `value` by group, in about 2 n^(1/3) bins, at most 60. None if there is no value.
+
+    The outermost thousandths fall into the outermost bins.
+    """
     values = rows.select(group=group.cast(pl.String), value=value.fill_nan(None)).drop_nulls()
-    limits = values.select(low=pl.col("value").quantile(0.001), high=pl.col("value").quantile(0.999)).collect()
-    low, high = limits.row(0)
-    if low is None:
+    ends = {"low": pl.col("value").quantile(0.001), "high": pl.col("value").quantile(0.999)}
+    count, low, high = values.select(count=pl.len(), **ends).collect(engine="streaming").row(0)
+    if count == 0:
         return None
+    bins = min(round(2 * count ** (1 / 3)), 60)
     high = high if high > low else low + 1.0
     place = ((pl.col("value") - low) / (high - low) * bins).floor().clip(0, bins - 1).cast(pl.Int32)
     table = values.group_by("group", bin=place).len().sort("group", "bin").collect(engine="streaming")
