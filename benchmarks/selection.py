@@ -24,7 +24,7 @@ from osdhuman.curate.select import SelectConfig, select
 
 SHARD = 10_000  # crops
 PER_PICTURE = 2  # crops, on average
-DUPLICATE = 1000  # each so-manieth picture has the bytes of another
+DUPLICATE = 1000  # one picture in so many has the bytes of another
 MEANS = {"clipiqa": (0.65, 0.12), "maniqa": (0.6, 0.1), "musiq": (66, 8), "niqe": (4.2, 1.1)}  # and spreads
 
 

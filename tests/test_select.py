@@ -9,16 +9,10 @@ import polars as pl
 import pytest
 
 from osdhuman.config import ConfigError, parse_config
-from osdhuman.curate import select as selection
 from osdhuman.curate.record import Candidate, Reason, candidates_frame
 from osdhuman.curate.select import Floor, SelectConfig, SharedFloors, normalize, resolve_floors, select, top_share
 
 GOOD = {"musiq": 50.0, "niqe": 4.0}
-
-
-@pytest.fixture(autouse=True)
-def directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "higher_is_better", lambda name: name != "niqe")
 
 
 def crop(number: int, picture: int | None = None, source: str = "coco", file: str = "", **scores: float | None):
@@ -153,16 +147,16 @@ def test_a_quantile_is_one_of_the_top_third_alone(tmp_path: Path):
 @pytest.mark.parametrize("metrics", [1, 2, 4])
 def test_shared_floors_remove_their_share_together(metrics: int):
     columns = np.random.default_rng(0).normal(size=(metrics, 10_000))
-    scores = {f"m{i}": column for i, column in enumerate(columns)}
+    scores = dict(zip(("clipiqa", "maniqa", "musiq", "niqe"), columns, strict=False))
     floors = resolve_floors(SharedFloors(share=0.256), scores)
     fails = np.any([scores[name] < floor for name, floor in floors.items()], axis=0)
     assert 2560 - metrics < fails.sum() <= 2560
 
 
 def test_shared_floors_lie_at_the_same_quantile_of_each_metric():
-    scores = dict(zip(("a", "b"), np.random.default_rng(0).normal(size=(2, 1000)), strict=True))
+    scores = dict(zip(("musiq", "niqe"), np.random.default_rng(0).normal(size=(2, 1000)), strict=True))
     floors = resolve_floors(SharedFloors(share=0.2), scores)
-    assert (scores["a"] < floors["a"]).sum() == (scores["b"] < floors["b"]).sum()
+    assert (scores["musiq"] < floors["musiq"]).sum() == (scores["niqe"] < floors["niqe"]).sum()
 
 
 def test_shared_floors_that_remove_nothing_let_all_pass():

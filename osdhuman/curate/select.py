@@ -21,9 +21,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from osdhuman.config import Config
 from osdhuman.curate.record import Reason
 from osdhuman.images import replacing
+from osdhuman.iqa import METRICS
 
 # A picture is known by the first 64 bits of its sha256: of 4 million, two agree by chance once in 2 million sets.
 PICTURE = pl.col("sha256").str.decode("hex").bin.slice(0, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big")
+BLOCK = 64  # shards that are joined with their scores at a time
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -123,8 +125,8 @@ def read_crops(out: Path, config: SelectConfig, test_sources: Sequence[str]) -> 
     known = set(pl.read_parquet_schema(out / "scores" / shards[0] / "scores.parquet"))
     if unknown := sorted({*config.metrics, *config.test_limits} - known):
         raise ValueError(f"not scored: {', '.join(unknown)}; scores hold {', '.join(sorted(known - {'id'}))}")
-    tables = [_read_shard(out, name, test_sources) for name in shards]
-    crops = pl.concat(tables).collect(engine="streaming").sort("id")
+    blocks = [shards[start : start + BLOCK] for start in range(0, len(shards), BLOCK)]
+    crops = pl.concat([_read_block(out, block, test_sources) for block in blocks]).sort("id")
     if lacking := crops["scored"].null_count():
         raise ValueError(f"{lacking} of {len(crops)} crops have no scores; score their shards again")
     if len(crops) and (crops["id"] == crops["id"].shift()).any():
@@ -141,19 +143,20 @@ def shards_of(out: Path) -> list[str]:
     return shards
 
 
-def _read_shard(out: Path, name: str, test_sources: Sequence[str]) -> pl.LazyFrame:
-    crops = _crops(out, name).select(
+def _read_block(out: Path, shards: Sequence[str], test_sources: Sequence[str]) -> pl.DataFrame:
+    crops = _crops(out, shards).select(
         "id",
         PICTURE.alias("picture"),
         pl.concat_str("source", "file", separator="\n").hash().alias("origin"),
         pl.col("source").is_in(list(test_sources)).alias("is_test"),
     )
-    scores = pl.scan_parquet(out / "scores" / name / "scores.parquet").with_columns(scored=pl.lit(True))
-    return crops.join(scores, on="id", how="left")
+    scores = pl.scan_parquet([out / "scores" / name / "scores.parquet" for name in shards])
+    return crops.join(scores.with_columns(scored=pl.lit(True)), on="id", how="left").collect()
 
 
-def _crops(out: Path, name: str) -> pl.LazyFrame:
-    return pl.scan_parquet(out / "crops" / name / "candidates.parquet").filter(pl.col("reason").is_null())
+def _crops(out: Path, shards: Sequence[str]) -> pl.LazyFrame:
+    candidates = pl.scan_parquet([out / "crops" / name / "candidates.parquet" for name in shards])
+    return candidates.filter(pl.col("reason").is_null())
 
 
 # --------------------------------------------------------------------------------------------------------- duplicates
@@ -165,8 +168,8 @@ def find_duplicates(out: Path, crops: pl.DataFrame) -> pl.DataFrame:
     suspects = crops.group_by("picture").agg(one_origin.alias("one")).filter(~pl.col("one"))["picture"]
     if suspects.is_empty():
         return pl.DataFrame(schema={"id": pl.String, "detail": pl.String})
-    tables = [_crops(out, name).filter(PICTURE.is_in(suspects.implode())) for name in shards_of(out)]
-    rows = pl.concat(tables).select("id", "sha256", "source", "file").collect().sort("source", "file")
+    crops = _crops(out, shards_of(out)).filter(PICTURE.is_in(suspects.implode()))
+    rows = crops.select("id", "sha256", "source", "file").collect().sort("source", "file")
     first = pl.struct("source", "file").first().over("sha256")
     rows = rows.with_columns(first.alias("first")).filter(pl.struct("source", "file") != pl.col("first"))
     field = pl.col("first").struct.field
@@ -187,8 +190,6 @@ def oriented(name: str, scores: np.ndarray) -> np.ndarray:
 
 
 def higher_is_better(name: str) -> bool:
-    from osdhuman.iqa import METRICS
-
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return METRICS[name].higher_is_better
