@@ -118,10 +118,11 @@ def test_max_images_ends_the_source(source):
     assert len(read_coco(source, images=5, max_images=2)) == 2
 
 
-def test_a_sort_that_spills_gives_the_same_pictures(source, monkeypatch):
+@pytest.mark.parametrize("block", [7, 10, 120])  # rows on disk at a time; 120 there are
+def test_blocks_on_disk_lose_and_repeat_nothing(source, monkeypatch, block):
     everybody = [person(image=i % 20 + 1, id=i) for i in range(100)]
     whole = read_coco(source, *everybody, images=20)
-    monkeypatch.setattr("osdhuman.curate.sources.spool.BLOCK", 7)
+    monkeypatch.setattr("osdhuman.curate.sources.spool.BLOCK", block)
     assert read_coco(source, *everybody, images=20) == whole
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import polars as pl
 
 BLOCK = 50_000  # rows in memory before they are written
-MEMORY = "512MB"  # what the sort may hold; the rest of it spills to disk
+MEMORY = "256MB"  # what the sort may hold; the rest of it spills to disk
 
 
 class Picture(NamedTuple):
@@ -40,7 +40,7 @@ ROWS = pl.Schema(
     {
         "key": pl.String,
         "row": pl.Int64,
-        **dict.fromkeys(("file",), pl.String),
+        "file": pl.String,
         **dict.fromkeys(("width", "height"), pl.Int32),
         **dict.fromkeys(("licence", "url"), pl.String),
         **dict.fromkeys(("x0", "y0", "x1", "y1"), pl.Float64),
@@ -77,7 +77,7 @@ class Spool:
             self._write()
 
     def _write(self) -> None:
-        path = Path(self.folder.name) / f"{self.rows:015d}.parquet"
+        path = Path(self.folder.name) / f"{self.rows - len(self.block):015d}.parquet"  # by its first row
         pl.DataFrame(self.block, schema=ROWS, orient="row").write_parquet(path, compression="lz4")
         self.block = []
 
