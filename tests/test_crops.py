@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from osdhuman.curate.crops import Cut, CutConfig, Square, clip, cut, persons_in, recut, resize, square_of, suppressed
+from osdhuman.curate.crops import Cut, CutConfig, Square, clip, cut, persons_in, recut, square_of, suppressed
 from osdhuman.curate.record import CANDIDATES, Box, ImageRecord, Reason, candidates_frame
+from osdhuman.curate.resize import resize
 
 PHOTOGRAPH = astronaut()
 CONFIG = CutConfig(size=64, min_side=32)
@@ -289,4 +290,4 @@ def test_reduced_crop_is_nearly_the_full_one(orientation):
 def test_resize_is_pillows(kernel, side):
     part = PHOTOGRAPH[:side, :side]
     expected = Image.fromarray(part).resize((64, 64), Image.Resampling[kernel.upper()])
-    assert np.abs(resize(part, 64, kernel).astype(int) - np.asarray(expected)).max() <= 2
+    assert np.abs(resize(part, (64, 64), kernel).astype(int) - np.asarray(expected)).max() <= 2

@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from osdhuman.config import Config
 from osdhuman.curate.decode import DecodeConfig, Decoded, DecodeFault, decode, read_header, reduction
 from osdhuman.curate.record import Box, Candidate, ImageRecord, Reason, candidate_id
+from osdhuman.curate.resize import Kernel, resize
 from osdhuman.curate.sharpness import SharpnessConfig, laplacian_variance, measuring_factor
 
 
@@ -33,7 +32,7 @@ class CutConfig(Config):
     """What a crop must be. Of these the paper gives `size` alone."""
 
     size: int = Field(512, gt=0)
-    kernel: Literal["bicubic", "bilinear"] = "bicubic"  # antialiased, both ways; the weights are Pillow's
+    kernel: Kernel = "bicubic"  # antialiased; the same to shrink and to enlarge
     min_side: float = Field(256, gt=0)  # of a box, in pixels of the full picture: no crop is enlarged more than twice
     max_persons: int = Field(10, gt=0)  # in one crop; about three times the paper's mean of 3.4154
     visible: float = Field(0.5, gt=0, le=1)  # a crop shows a person when this share of the person's box lies in it
@@ -241,17 +240,7 @@ def _crop_factor(side: int, width: int, height: int, config: CutConfig) -> int:
 
 def _crop(decoded: Decoded, square: Square, config: CutConfig) -> np.ndarray:
     x, y, side = (value // decoded.factor for value in square)
-    return resize(decoded.pixels[y : y + side, x : x + side], config.size, config.kernel)
-
-
-def resize(pixels: np.ndarray, size: int, kernel: Literal["bicubic", "bilinear"]) -> np.ndarray:
-    """uint8 RGB (h,w,3) -> (size,size,3), antialiased when shrinking, within 2 levels of Pillow's kernel of that name.
-
-    PyTorch does in 8 bits and with vector instructions what takes Pillow five times as long.
-    """
-    planes = torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2)  # stays RGBRGB..., which is thrice as fast
-    resized = F.interpolate(planes, (size, size), mode=kernel, antialias=True)
-    return np.ascontiguousarray(resized.permute(0, 2, 3, 1)[0].numpy())
+    return resize(decoded.pixels[y : y + side, x : x + side], (config.size, config.size), config.kernel)
 
 
 # --------------------------------------------------------------------------------------------------------------- rows

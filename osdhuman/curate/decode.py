@@ -172,7 +172,7 @@ def _has_end(jpeg: bytes) -> bool:
     while at < len(jpeg) and jpeg[at : at + 2] != START_OF_SCAN:
         fill = jpeg[at : at + 2] == b"\xff\xff"  # any marker may be preceded by these
         at += 1 if fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4])
-    return jpeg.find(END_OF_IMAGE, at) >= 0
+    return jpeg.rfind(END_OF_IMAGE, at) >= 0
 
 
 def _decode_other(image: Image.Image) -> np.ndarray:

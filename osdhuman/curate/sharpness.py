@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from osdhuman.config import Config
 from osdhuman.curate.decode import DecodeConfig, DecodeFault, decode, read_header, reduction
 from osdhuman.curate.record import ImageRecord
+from osdhuman.curate.resize import resize
 
 SIDE = 512
 
@@ -27,7 +28,7 @@ class SharpnessConfig(Config):
     """The threshold: a number, or a quantile of each source. The paper has one, but does not tell it.
 
     100 divides 200 photographs of people (the least has 166) from their copies under a Gaussian blur of deviation 1.5
-    at `SIDE` (the most has 57); of those under a deviation of 1 it drops 88 %.
+    at `SIDE` (the most has 62); of those under a deviation of 1 it drops 84 %.
     """
 
     threshold: float | None = Field(100.0, ge=0)
@@ -47,12 +48,12 @@ def laplacian_variance(pixels: np.ndarray) -> float:
 
     In squared levels of 0 to 255: from 0 (one colour) to some thousands; borders are mirrored.
     """
-    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    height, width = gray.shape
+    height, width = pixels.shape[:2]
     scale = SIDE / max(height, width)
     if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        pixels = resize(pixels, size, "bicubic")
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     _, deviation = cv2.meanStdDev(cv2.Laplacian(gray, cv2.CV_16S))
     return float(deviation[0, 0] ** 2)
 
