@@ -1,6 +1,5 @@
 """The report on a run of HQ-ACF: its numbers by hand, what it says where something is missing, the same bytes twice."""
 
-import json
 import re
 
 import numpy as np
@@ -10,6 +9,7 @@ from curated import FLOOR, write_run
 from PIL import Image
 
 from osdhuman import paper
+from osdhuman.benchmark import measure as benchmark
 from osdhuman.curate import page
 from osdhuman.curate import report as module
 from osdhuman.curate.figures import _apart
@@ -123,15 +123,24 @@ def test_table_1_as_csv_has_measured_and_paper_in_columns(out, run, tmp_path):
 
 
 def test_a_folder_is_measured_by_the_benchmark(tmp_path, monkeypatch):
-    def measure(images, output, metrics, *, names, device):
-        metrics = {"niqe": {"mean": 3.5}, "musiq": {"unavailable": "no weights"}}
-        output.parent.mkdir(parents=True)
-        output.with_suffix(".json").write_text(json.dumps({"images": 7, "metrics": metrics}))
+    def measure(images, output, metrics, **others):
+        return {"images": 7, "metrics": {"niqe": {"mean": 3.5}, "musiq": {"unavailable": "no weights"}}}
 
-    benchmark = pytest.importorskip("osdhuman.benchmark.measure")
     monkeypatch.setattr(benchmark, "measure", measure)
     row, missing = measure_folder("iDesigner", tmp_path, tmp_path / "scores", "cpu")
     assert (row.images, row.measured, row.paper["niqe"], missing) == (7, {"niqe": 3.5}, 4.6227, {"musiq": "no weights"})
+
+
+def test_jpegs_are_measured_as_they_are(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).resize((128, 128)).save(tmp_path / "a.jpg")
+    row, _ = measure_folder("mine", tmp_path, tmp_path / "scores", "cpu")
+    assert row.images == 1 and row.measured["niqe"] > 0
+
+
+def test_a_crop_that_a_metric_cannot_judge_does_not_count(out):
+    rows = pl.LazyFrame({"source": "a", "niqe": [4.0, float("nan"), None, 5.0]})
+    assert module._means(rows, ["niqe"], pl.col("source"))[0].measured == {"niqe": 4.5}
 
 
 # Histograms

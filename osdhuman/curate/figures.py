@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 WIDTH = 9.0  # inches
 DPI = 160
-SPLITS = {"train": "#0072b2", "val": "#009e73", "test": "#e69f00"}
 UNDATED = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -148,7 +147,7 @@ def draw_survivors(figure: "Figure", theme: Theme, account: Mapping[str, Any]) -
         _waterfall(axis, theme, account[kind], unit)
     panels[0].barh(heights[0] - 1, account["images"]["kept"], color=theme.run, height=0.62)
     left = 0
-    for split, colour in SPLITS.items():
+    for split, colour in (("train", theme.run), ("val", "#009e73"), ("test", "#e69f00")):
         panels[1].barh(
             heights[1] - 1, account["splits"].get(split, 0), left=left, color=colour, height=0.62, label=split
         )

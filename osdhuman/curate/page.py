@@ -22,11 +22,13 @@ section { background: var(--card); border: 1px solid var(--faint); border-radius
   margin: 1.2rem 0; }
 figure { margin: .8rem 0; }
 img { display: block; width: 100%; height: auto; }
+.plot img { min-width: 36rem; }
+section > :last-child { margin-bottom: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; margin: 1.2rem 0; }
 .tile { background: var(--card); border: 1px solid var(--faint); border-radius: .6rem; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .tile span { display: block; color: var(--muted); font-size: .8rem; }
-.wide { overflow-x: auto; }
+.wide, .plot { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -67,12 +69,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], main: int
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def picture(light: str, dark: str, caption: str) -> str:
-    """A drawing in both themes, as data URIs."""
-    dark = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">' if dark != light else ""
+def plot(light: str, dark: str, caption: str) -> str:
+    """A drawing in both themes, as data URIs; it scrolls sideways where it would become too small to read."""
     words = escape(caption)
-    image = f'<picture>{dark}<img src="{light}" alt="{words}"></picture>'
-    return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
+    source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+    image = f'<picture>{source}<img src="{light}" alt="{words}"></picture>'
+    return f'<figure><div class="plot">{image}</div><figcaption>{words}</figcaption></figure>'
+
+
+def photograph(image: str, caption: str) -> str:
+    """A picture as data URI, as wide as the page."""
+    words = escape(caption)
+    return f'<figure><img src="{image}" alt="{words}"><figcaption>{words}</figcaption></figure>'
 
 
 def section(title: str, *blocks: str) -> str:

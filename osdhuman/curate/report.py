@@ -160,6 +160,7 @@ def table_1(run: Run, folders: Mapping[str, Path], scores: Path, device: str) ->
 
 def _means(rows: pl.LazyFrame, metrics: Sequence[str], name: pl.Expr) -> list[Scores]:
     """For each name that has scored crops, their number and the mean of each metric."""
+    rows = rows.with_columns(pl.col(metrics).fill_nan(None))  # NaN: the metric could not judge this crop
     scored = rows.filter(pl.any_horizontal(pl.col(metrics).is_not_null())) if metrics else rows.clear()
     means = scored.group_by(name.alias("name")).agg(pl.col(metrics).mean(), crops=pl.len())
     table = means.sort("name").collect(engine="streaming")
@@ -184,10 +185,11 @@ def measure_folder(name: str, folder: Path, scores: Path, device: str) -> tuple[
     """Score a folder of pictures; those of an earlier call are taken over. Also why a metric could not be had."""
     from osdhuman.benchmark.measure import measure
 
-    measure(folder, scores / "table1" / name, TABLE_METRICS, names=("table1", name), device=device)
-    measured = _read_json(scores / "table1" / f"{name}.json")
-    means = {metric: found["mean"] for metric, found in measured["metrics"].items() if "mean" in found}
-    reasons = {metric: found["unavailable"] for metric, found in measured["metrics"].items() if "unavailable" in found}
+    names = ("table1", name)  # JPEG is allowed: what it costs is a part of a data set's quality
+    measured = measure(folder, scores / name, TABLE_METRICS, names=names, device=device, png_only=False)
+    found = measured["metrics"]
+    means = {metric: found[metric]["mean"] for metric in found if found[metric].get("mean") is not None}
+    reasons = {metric: found[metric]["unavailable"] for metric in found if "unavailable" in found[metric]}
     return Scores(name, measured["images"], means, paper.TABLE_1.get(paper_name(name), {})), reasons
 
 
@@ -198,8 +200,9 @@ def write_table_1(rows: Sequence[Scores], output: Path) -> None:
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     table = [["name", "images", *(f"{name}{end}" for name in TABLE_METRICS for end in ("", "_paper"))]]
     for row in rows:
-        cells = [f"{_number(row.measured, name)} ({_number(row.paper, name)})" for name in TABLE_METRICS]
-        lines.append([row.name, f"{row.images:,}", *cells])
+        papers = [f" ({_number(row.paper, name)})" if row.paper else "" for name in TABLE_METRICS]
+        cells = [_number(row.measured, name) + words for name, words in zip(TABLE_METRICS, papers, strict=True)]
+        lines.append([row.name, f"{row.images:,}" if row.images else "—", *cells])
         values = [_number(source, name, 2, "") for name in TABLE_METRICS for source in (row.measured, row.paper)]
         table.append([row.name, row.images, *values])
     with replacing(output / "table1.md") as part:
@@ -247,7 +250,7 @@ def table_section(rows: Sequence[Scores], missing: Mapping[str, str], figures: P
         ),
         page.table(header, cells, main=len(rows) - 1),
         *(page.note(reason) for reason in reasons),
-        page.picture(*drawing, "Mean of each metric. Right is better in every panel."),
+        page.plot(*drawing, "Mean of each metric. Right is better in every panel."),
     )
 
 
@@ -277,7 +280,7 @@ def funnel_section(run: Run, figures: Path) -> str:
             "Reasons stand in the order in which the pipeline asks. A picture counts as kept if one of its boxes is, "
             "otherwise under the reason that its last box met."
         ),
-        page.picture(
+        page.plot(
             *drawing, "Orange is what a reason removes. Boxes that are kept are the crops of train, val and test."
         ),
     )
@@ -306,7 +309,7 @@ def persons_section(run: Run, figures: Path) -> str:
     caption = (
         "Persons whose box a crop of the training set shows; crowds and groups that were annotated as one count once."
     )
-    return page.section("Persons per picture", page.picture(*drawing, caption))
+    return page.section("Persons per picture", page.plot(*drawing, caption))
 
 
 def limits_section(run: Run, figures: Path) -> str:
@@ -316,11 +319,11 @@ def limits_section(run: Run, figures: Path) -> str:
     sharpness = histogram(pictures, pl.col("sharpness").log10(), pl.col("source"))
     if sharpness:
         drawing = save(figures, "sharpness", draw_sharpness, sharpness, run.thresholds)
-        blocks.append(page.picture(*drawing, "Sharpness of the pictures whose boxes were looked at, by source."))
+        blocks.append(page.plot(*drawing, "Sharpness of the pictures whose boxes were looked at, by source."))
     scores = {name: found for name in run.metrics if (found := score_histogram(run, name))}
     if scores:
         drawing = save(figures, "scores", draw_score_distributions, scores, run.floors)
-        blocks.append(page.picture(*drawing, "Scores of all crops and of the training set. Right is better."))
+        blocks.append(page.plot(*drawing, "Scores of all crops and of the training set. Right is better."))
     return page.section("Sharpness and scores", *blocks)
 
 
@@ -367,7 +370,7 @@ def sheet_section(run: Run, figures: Path, seed: int) -> str:
         return page.section(title, page.text("The folder persona/train holds none of the manifest's pictures."))
     sheet = contact_sheet(paths[: SHEET_ROWS * SHEET_COLUMNS])
     save(figures, "figure6", draw_contact_sheet, sheet)
-    shown = page.picture(*[_jpeg(sheet)] * 2, f"{len(ids):,} pictures, of which chance drew these (seed {seed}).")
+    shown = page.photograph(_jpeg(sheet), f"{len(ids):,} pictures, of which chance drew these (seed {seed}).")
     return page.section(title, shown)
 
 
@@ -407,7 +410,7 @@ def tags_section(folder: Path, categories: Path | None, output: Path) -> str:
             f"RAM++ finds {counts.per_image:.2f} tags in each of {counts.images:,} pictures (paper: "
             f"{PAPER_TAGS_PER_IMAGE}). Categories are by {whose}; what it does not know is Unsorted."
         ),
-        *([page.picture(*drawing, "Angles are tags; labels give tags and distinct tags.")] if drawing else []),
+        *([page.plot(*drawing, "Angles are tags; labels give tags and distinct tags.")] if drawing else []),
         page.table(*category_table(run)),
         page.text("Most frequent: " + ", ".join(f"{tag} {n:,}" for tag, _, n in counts.per_tag.head(30).iter_rows())),
     )
