@@ -222,6 +222,20 @@ def test_an_unknown_label_is_an_error_with_the_nearest(source):
         read_coco(source, labels=["persn"])
 
 
+def test_a_label_that_no_object_has_is_an_error_after_the_last_picture(source):
+    with pytest.raises(ValueError, match=r"no label 'persn' \(nearest: person\)"):
+        voc(source, voc_object(), labels=["persn"])
+
+
+def test_one_label_that_is_met_is_enough(source):
+    assert len(voc(source, voc_object(), labels=["person", "rider"])) == 1
+
+
+def test_a_label_that_the_website_layout_lacks_is_an_error(source):
+    with pytest.raises(ValueError, match=r"no label 'Persn' \(nearest: Person\)"):
+        website(source, {"rect": [1, 2, 3, 4], "category": "Person"}, labels=["Persn"])
+
+
 # --------------------------------------------------------------------------------------------------------- Objects365
 
 
@@ -243,9 +257,9 @@ def test_objects365_flags_make_an_ignored_region(source, flag):
     assert objects365(source, **{flag: 1})[0].ignored == (Box(1, 2, 4, 6, "3"),)
 
 
-def website(source, *boxes):
+def website(source, *boxes, **settings):
     records = [{"url": "http://images.org/7217,4f1a.jpg", "gtboxes": list(boxes)}]
-    return source.read("objects365", source.write("samples.json", "\n " + json.dumps(records)))
+    return source.read("objects365", source.write("samples.json", "\n " + json.dumps(records)), **settings)
 
 
 def test_the_website_layout_gives_corners_and_names_the_picture_by_its_address(source):

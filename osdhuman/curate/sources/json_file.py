@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tqdm import tqdm
+
 NOT_JSON = re.compile(rb'(?<![\w".-])-?(?:NaN|Infinity)(?=[\s,\]}])')
 
 
@@ -20,7 +22,11 @@ class JsonFile:
         """The values at `prefix` ("images.item": every element of the array "images"), one at a time."""
         import ijson
 
-        with self.path.open("rb") as file:
+        size, name = self.path.stat().st_size, f"{self.path.name} {prefix}"
+        with (
+            self.path.open("rb") as raw,
+            tqdm.wrapattr(raw, "read", total=size, desc=name, disable=None, leave=False) as file,
+        ):
             source = _Source(file)
             try:
                 yield from ijson.items(source, prefix, use_float=True)

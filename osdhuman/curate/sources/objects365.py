@@ -5,7 +5,7 @@ Version 2 names a picture `images/v1/patch8/objects365_v1_00420917.jpg`; `images
 `{"url", "gtboxes": [{"rect": [x0, y0, x1, y1], "iscrowd", "category"}]}`; the picture is the last part of its url.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from osdhuman.curate.record import Box, ImageRecord
@@ -16,6 +16,7 @@ from osdhuman.curate.sources.source import (
     Faults,
     SourceConfig,
     corners,
+    expect_labels,
     field,
     image_record,
     locate,
@@ -37,12 +38,12 @@ def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
 
 def _is_list(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        return file.read(1000).lstrip().startswith(b"[")
 
 
 def _read_website(path: Path, config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
     report = faults.of(config.name, path)
-    labels = {label.casefold() for label in config.labels or LABELS}
+    labels, met = {label.casefold() for label in config.labels or LABELS}, set()
     for i, record in enumerate(JsonFile(path, report).items("item")):
         try:
             url, boxes = str(field(record, "url")), field(record, "gtboxes")
@@ -51,13 +52,15 @@ def _read_website(path: Path, config: SourceConfig, faults: Faults) -> Iterator[
         except AnnotationFault as error:
             report(f"record {i}", str(error))
             continue
+        met |= {str(box.get("category")) for box in boxes if isinstance(box, dict)}
         name = PurePosixPath(url).name
         persons = _website_persons(boxes, labels, lambda j, fault, i=i: report(f"record {i}, gtboxes[{j}]", fault))
         file = locate(config.images, tails(name))
         yield image_record(config, report, file, PurePosixPath(name).stem, persons, url=url)
+    expect_labels(config.labels, met, path)
 
 
-def _website_persons(boxes: list, labels: set[str], report) -> Iterator[tuple[Box, bool]]:
+def _website_persons(boxes: list, labels: set[str], report: Callable[[int, str], None]) -> Iterator[tuple[Box, bool]]:
     for j, box in enumerate(boxes):
         try:
             if str(field(box, "category")).casefold() in labels:

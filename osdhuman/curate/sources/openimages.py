@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 
+from tqdm import tqdm
+
 from osdhuman.curate.record import Box, ImageRecord
 from osdhuman.curate.sources.source import (
     AnnotationFault,
@@ -28,7 +30,7 @@ SAME_BODY = 0.8  # IoU from which two boxes of different classes are one person
 
 
 def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
-    """Pictures by their id; groups and depictions are ignored regions.
+    """Pictures by their id, boxes named by their lines; groups and depictions are ignored regions.
 
     Fractions become pixels by the size in the picture's header, as stored. Where that cannot be read, `boxes` is None,
     as for a picture of which nothing is known: then no step can use it, and the cut says what is wrong with the file.
@@ -58,7 +60,7 @@ def _person_ids(config: SourceConfig, faults: Faults) -> dict[str, str]:
 def _spool(path: Path, spool: Spool, persons: dict[str, str], report: Callable[[str, str], None]) -> None:
     last = None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(tqdm(file, desc=path.name, unit="row", disable=None, leave=False), 1):
             row = line.rstrip("\r\n").split(",")
             if number == 1 and row[IMAGE] == "ImageID":
                 continue

@@ -160,6 +160,12 @@ def choose_labels(
     return frozenset(by_case[label.casefold()] for label in asked)
 
 
+def expect_labels(labels: Sequence[str] | None, met: Collection[str], file: Path) -> None:
+    """For formats without a list of categories, after the last picture: ValueError where none of `labels` was met."""
+    if labels and met and not {label.casefold() for label in labels} & {name.casefold() for name in met}:
+        choose_labels(labels, (), met, file)
+
+
 def tails(name: str) -> list[str]:
     """`a/b/c.jpg` -> `a/b/c.jpg`, `b/c.jpg`, `c.jpg`: the same file seen from deeper folders."""
     parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]

@@ -11,6 +11,7 @@ from osdhuman.curate.sources.source import (
     Faults,
     SourceConfig,
     corners,
+    expect_labels,
     image_record,
     locate,
     tails,
@@ -21,7 +22,7 @@ LABELS = ("person",)
 
 def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
     """Pictures by the names of their XML files; objects marked `difficult` are ignored regions."""
-    labels = {label.casefold() for label in config.labels or LABELS}
+    labels, met = {label.casefold() for label in config.labels or LABELS}, set()
     for path in config.annotations:
         for xml in _files(path):
             report = faults.of(config.name, xml)
@@ -32,7 +33,9 @@ def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
             except (ElementTree.ParseError, AnnotationFault, OSError, ValueError) as error:
                 report("", str(error))
                 continue
+            met |= {item.findtext("name", "").strip() for item in root.findall("object")}
             yield _record(root, xml, labels, config, report)
+    expect_labels(config.labels, met, config.annotations[0])
 
 
 def _files(path: Path) -> Iterator[Path]:
