@@ -172,7 +172,7 @@ def test_workers_end_with_a_killed_driver(tmp_path):
     wait_for(lambda: not alive(worker))
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

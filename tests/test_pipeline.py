@@ -1,8 +1,6 @@
 """HQ-ACF from end to end on drawn pictures: what is accounted for, what a stop costs, what is refused."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -230,13 +228,13 @@ def test_the_size_of_shards_and_the_engine_do_not_change_the_selection(root, tmp
 
 
 def test_a_killed_driver_costs_nothing(root, tmp_path):
-    """`kill -9` after each pass has begun; the same command goes on and ends with the same bytes."""
+    """`kill -9` in the middle of the cut; the same command goes on and ends with the same bytes."""
     pipeline.run(toy_config(root, tmp_path / "whole"))
-    for product in ("crops", "scores"):
-        driver = start_driver(root, tmp_path / "out")
-        wait_for(lambda: any((tmp_path / "out" / product).glob("0*")), driver)  # noqa: B023
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+    driver = start_driver(root, tmp_path / "out")
+    wait_for(lambda: any((tmp_path / "out" / "crops").glob("0*")), driver)
+    driver.kill()
+    driver.wait()
+    assert not (tmp_path / "out" / "manifest.parquet").exists()
     assert start_driver(root, tmp_path / "out").wait() == 0
     assert same_results(tmp_path / "out", tmp_path / "whole")
 
@@ -257,7 +255,7 @@ if __name__ == "__main__":
     return subprocess.Popen([sys.executable, out.parent / "driver.py"], stderr=subprocess.DEVNULL)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end and process.poll() is None, "the run ended or hung before it could be killed"
