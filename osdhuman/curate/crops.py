@@ -5,9 +5,10 @@ first, so that most pictures of a detection data set are never opened. The crops
 another's answer; only the reported reason differs for what fails two of them.
 
 The square of a box has the box's longer side and the box's centre; where it overflows it is moved inside the picture.
-A square of twice 512 pixels or more stands on a grid of 2, 4 or 8 pixels (never more than one pixel of the crop), so
-that the same square can be cut from a JPEG that was decoded at a half, a quarter or an eighth. The pixels of a crop
-depend on the picture's bytes, the square and the config, not on the picture's other boxes: `recut` makes them again.
+A square of four times 512 pixels or more stands on a grid of 2, 4 or 8 pixels (at most half a pixel of the crop), so
+that the same square can be cut from a JPEG that was decoded at a half, a quarter or an eighth. Such a crop is reduced
+twice: by the decoder to at least twice its size, then by the kernel. The pixels of a crop depend on the picture's
+bytes, the square and the config, not on the picture's other boxes: `recut` makes them again.
 """
 
 import math
@@ -231,11 +232,13 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 def _crop_factor(side: int, width: int, height: int, config: CutConfig) -> int:
     """The factor by which a picture is reduced for a crop of this side.
 
-    What is left must be enough for the crop, and no less is read than for the sharpness: one decoding for both.
+    What is left is at least twice the crop's size: the crop differs then from one of full pixels by 49 dB (PSNR; mean
+    of 30 photographs, least 41), and by 42 dB (28) were it just the size. No less is read than for the sharpness, so
+    that one decoding may do for both.
     """
     if not config.decode.reduced:
         return 1
-    return min(reduction(side, config.size), measuring_factor(width, height))
+    return min(reduction(side, 2 * config.size), measuring_factor(width, height))
 
 
 def _crop(decoded: Decoded, square: Square, config: CutConfig) -> np.ndarray:
