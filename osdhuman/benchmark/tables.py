@@ -1,0 +1,558 @@
+"""Tables 2, 3 and 4 from files of scores: Markdown, LaTeX, CSV and JSON, the paper's values beside what was measured.
+
+A cell holds what was measured on these pictures, or nothing and the reason. The paper's value never takes its place:
+it has rows (Markdown, LaTeX) or columns (CSV, JSON) of its own, and only where the set is the paper's own.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from osdhuman import paper
+from osdhuman.benchmark.config import EvalConfig, MethodConfig
+from osdhuman.benchmark.statistics import Difference, average_ranks, marks, mean_interval, paired_difference
+from osdhuman.images import replacing
+
+if TYPE_CHECKING:
+    from osdhuman.iqa import Metric
+
+HEADS = {2: ("Type", "Methods"), 3: ("Training Dataset",), 4: ("Type", "From HQ", "From LQ")}
+CAPTIONS = {
+    2: "Quantitative comparison.",
+    3: "Ablation studies within different training datasets.",
+    4: "Ablation studies within different prompt extractors. ``From HQ / LQ'' says what they read in training.",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric on one set."""
+
+    set: str
+    metric: "Metric"
+
+    @property
+    def key(self) -> str:
+        return f"{self.set}/{self.metric.name}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured, or why nothing was. `low` and `high`: the 95 % interval, None for a metric of whole sets.
+
+    `judged`: how many pictures the mean is of; None for a metric of whole sets.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    paper: float | None = None
+    mark: str | None = None
+    difference_to: Difference | None = None  # paired, to the table's `against`
+    judged: int | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus the paper's."""
+        return None if self.value is None or self.paper is None else self.value - self.paper
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its columns of text (`heads`) and its cells, by column key."""
+
+    method: str
+    title: str
+    group: str
+    heads: tuple[str, ...]
+    paper: str | None
+    cells: dict[str, Cell]
+    average_rank: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, measured."""
+
+    number: int
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    set_titles: dict[str, str]
+    against: str
+    footnotes: tuple[str, ...]
+
+    @property
+    def groups(self) -> dict[str, list[Row]]:
+        """Rows by group, in the order in which the groups first appear."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.group, []).append(row)
+        return groups
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The files of one method on one set: scores/<set>/<method>.json and .parquet."""
+
+    measurement: dict[str, Any]
+    path: Path
+
+    @cached_property
+    def images(self) -> pl.DataFrame:
+        """`file` and one column per metric, sorted by file."""
+        return pl.read_parquet(self.path.with_suffix(".parquet")).sort("file")
+
+    def judged(self, metric: str) -> pl.DataFrame:
+        """`file` and the metric's scores, without the pictures that it cannot judge."""
+        return self.images.select("file", pl.col(metric).fill_nan(None)).drop_nulls()
+
+    def of(self, metric: str) -> dict[str, Any] | None:
+        return self.measurement["metrics"].get(metric)
+
+
+def read_scores(config: EvalConfig) -> dict[tuple[str, str], Scores]:
+    """(set, method) -> its scores, for those that were measured.
+
+    Raises ValueError, naming all that differs, where the methods of a set are not comparable.
+    """
+    found = {}
+    for set_ in config.sets:
+        for method in config.methods:
+            path = config.output / "scores" / set_ / f"{method}.json"  # a name may hold dots: no with_suffix
+            if path.is_file():
+                found[set_, method] = Scores(json.loads(path.read_text(encoding="utf-8")), path)
+        _require_comparable({method: scores for (of, method), scores in found.items() if of == set_}, set_)
+    return found
+
+
+def _require_comparable(scores: dict[str, Scores], set_: str) -> None:
+    from osdhuman.benchmark.measure import comparable
+
+    first, *others = scores.items() or [("", None)]
+    reasons = [
+        f"  {first[0]} and {name}: {reason}"
+        for name, other in others
+        for reason in comparable(first[1].measurement, other.measurement)
+    ]
+    if reasons:
+        raise ValueError(
+            "\n".join([f"rows of set {set_} cannot stand in one table; measure them again alike:", *reasons])
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- building
+
+
+def build_table(config: EvalConfig) -> Table:
+    """The table that `config.table` names, from the files of scores under `config.output`."""
+    scores = read_scores(config)
+    columns = tuple(_columns(config))
+    against = config.against or next(iter(config.methods))
+    cells = {
+        name: {c.key: _cell(c, scores.get((c.set, name)), scores.get((c.set, against)), config, name) for c in columns}
+        for name in config.methods
+    }
+    _mark(cells, columns, config)
+    rank = _ranks(cells, columns)
+    rows = (
+        Row(name, title_of(name, method), method.group, _heads(config.table, name, method), method.paper, cells[name],
+            rank.get(name))
+        for name, method in config.methods.items()
+    )  # fmt: skip
+    titles = {name: set_.title or name for name, set_ in config.sets.items()}
+    return Table(config.table, columns, tuple(rows), titles, against, tuple(_footnotes(config, scores, cells)))
+
+
+def title_of(name: str, method: MethodConfig) -> str:
+    """What a row is called; that a model is tiny is part of its name."""
+    return (method.title or name) + (" (tiny)" if method.tiny else "")
+
+
+def _columns(config: EvalConfig) -> Iterator[Column]:
+    from osdhuman.iqa import METRICS
+
+    for name, set_ in config.sets.items():
+        for metric in (METRICS[metric] for metric in config.metrics):
+            if set_.hq is not None or not metric.reference:
+                yield Column(name, metric)
+
+
+def _cell(column: Column, ours: Scores | None, theirs: Scores | None, config: EvalConfig, method: str) -> Cell:
+    published = paper_value(config, column, config.methods[method].paper)
+    if ours is None:
+        return Cell(reason=not_run(config, method), paper=published)
+    name = column.metric.name
+    measured = ours.of(name)
+    if measured is None or "unavailable" in measured:
+        reason = measured["unavailable"] if measured else f"{name} was not asked for when this row was measured"
+        return Cell(reason=f"unavailable: {reason}", paper=published)
+    if column.metric.scope == "set":
+        return Cell(measured["mean"], paper=published)
+    judged = ours.judged(name)
+    if judged.is_empty():
+        return Cell(reason=f"unavailable: {name} can judge none of these pictures", paper=published)
+    interval = mean_interval(judged[name], seed=config.seed)
+    difference = None
+    if theirs is not None and theirs is not ours and name in theirs.images.columns:
+        both = judged.join(theirs.judged(name), on="file", suffix=" theirs").sort("file")
+        difference = paired_difference(both[name], both[f"{name} theirs"], seed=config.seed) if len(both) else None
+    return Cell(*map(_number, interval), paper=published, difference_to=difference, judged=len(judged))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def paper_value(config: EvalConfig, column: Column, row: str | None) -> float | None:
+    """What the paper prints for this row, if the set is the paper's own; None otherwise."""
+    part = config.sets[column.set].paper
+    if row is None or part is None:
+        return None
+    if config.table == 4:
+        return paper.TABLE_4[row].get(column.metric.name) if part == "test" else None
+    return {2: paper.TABLE_2, 3: paper.TABLE_3}[config.table][row][part].get(column.metric.name)
+
+
+def not_run(config: EvalConfig, method: str) -> str:
+    """Why a method has no images: what went wrong when it was to run, else its note."""
+    path = config.output / "not_run.json"
+    reasons = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return "not run: " + (reasons.get(method) or config.methods[method].note or "no images of it were measured yet")
+
+
+def _heads(number: int, name: str, method: MethodConfig) -> tuple[str, ...]:
+    title = title_of(name, method)
+    if number == 4:
+        return title, *("✓" if method.prompt_from == source else "" for source in ("hq", "lq"))
+    return (method.group, title) if number == 2 else (title,)
+
+
+def _mark(cells: dict[str, dict[str, Cell]], columns: Sequence[Column], config: EvalConfig) -> None:
+    """Best and second best of each column within each group, as in Table 2."""
+    groups: dict[str, list[str]] = {}
+    for name, method in config.methods.items():
+        groups.setdefault(method.group if config.table == 2 else "", []).append(name)
+    for column in columns:
+        for names in groups.values():
+            found = {name: cells[name][column.key].value for name in names}
+            values = {name: value for name, value in found.items() if value is not None}
+            for name, mark in marks(values, column.metric.higher_is_better).items():
+                cells[name][column.key] = replace(cells[name][column.key], mark=mark)
+
+
+def _ranks(cells: dict[str, dict[str, Cell]], columns: Sequence[Column]) -> dict[str, float]:
+    """Mean rank over all columns, among the methods with any value."""
+    values = {
+        name: {key: cell.value for key, cell in row.items() if cell.value is not None} for name, row in cells.items()
+    }
+    return average_ranks(
+        {name: row for name, row in values.items() if row}, {c.key: c.metric.higher_is_better for c in columns}
+    )
+
+
+def _footnotes(
+    config: EvalConfig, scores: dict[tuple[str, str], Scores], cells: dict[str, dict[str, Cell]]
+) -> Iterator[str]:
+    """What one must know to compare the numbers with others: pictures, metric variants, versions, what is missing."""
+    for name, set_ in config.sets.items():
+        rows = [found.measurement for (of, _), found in scores.items() if of == name]
+        what = f"{rows[0]['images']} images, digest {rows[0]['inputs_digest'][:16]}" if rows else "not measured yet"
+        own = "" if set_.paper else "not the paper's pictures, so its values do not stand beside"
+        yield "; ".join(filter(None, [f"{set_.title or name}: {what}", set_.note, own])) + "."
+    identities = {
+        name: m for found in scores.values() for name, m in found.measurement["metrics"].items() if "mean" in m
+    }
+    yield from (_identity(name, identities[name]) for name in config.metrics if name in identities)
+    yield from _partly_judged(config, scores, cells)
+    yield from _missing(config, cells)
+    yield "Brackets: 95 % bootstrap interval of the mean over images; FID has none, being one number per set."
+    yield f"Paper: {paper.SOURCE}."
+
+
+def _missing(config: EvalConfig, cells: dict[str, dict[str, Cell]]) -> Iterator[str]:
+    """Each reason why cells are empty, with the metrics, or the methods, that it concerns."""
+    from osdhuman.iqa import METRICS
+
+    whom: dict[str, dict[str, None]] = {}
+    for method, row in cells.items():
+        for key, cell in row.items():
+            of_metric = cell.reason.startswith("unavailable")
+            title = METRICS[key.rpartition("/")[2]].title if of_metric else title_of(method, config.methods[method])
+            if cell.reason:
+                whom.setdefault(cell.reason, {})[title] = None
+    yield from (f"{', '.join(titles)} {reason.splitlines()[0].rstrip('.')}." for reason, titles in whom.items())
+
+
+def _partly_judged(
+    config: EvalConfig, scores: dict[tuple[str, str], Scores], cells: dict[str, dict[str, Cell]]
+) -> Iterator[str]:
+    """Means over fewer pictures than the set has: too small, or without any texture."""
+    for (set_, method), found in scores.items():
+        images = found.measurement["images"]
+        cells_here = {key: cell for key, cell in cells[method].items() if key.startswith(f"{set_}/")}
+        few = {
+            key.rpartition("/")[2]: cell.judged for key, cell in cells_here.items() if cell.judged not in (None, images)
+        }
+        if few:
+            counts = ", ".join(f"{metric} {count}" for metric, count in few.items())
+            title = title_of(method, config.methods[method])
+            yield f"{title} on {config.sets[set_].title or set_}: pictures that could be judged, of {images}: {counts}."
+
+
+def _identity(name: str, measured: dict[str, Any]) -> str:
+    from osdhuman.iqa import METRICS
+
+    weights = " ".join(digest[:12] for digest in (measured.get("weights_sha256") or "").split())
+    parts = [
+        measured.get("variant"),
+        f"{measured.get('library')} {measured.get('version')}",
+        f"weights sha256 {weights}" if weights else None,
+        f"on {measured.get('color')}",
+        f"border {measured['border']}" if measured.get("border") else None,
+    ]
+    return f"{METRICS[name].title}: {', '.join(filter(None, parts))}."
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def write_table(config: EvalConfig) -> list[Path]:
+    """Write tables/table<number>.md, .tex, .csv and .json under `config.output`; returns their paths."""
+    table = build_table(config)
+    writers: dict[str, Callable[[Table], str]] = {".md": markdown, ".tex": latex, ".csv": as_csv, ".json": as_json}
+    paths = []
+    for suffix, write in writers.items():
+        path = config.output / "tables" / f"table{table.number}{suffix}"
+        with replacing(path) as part:
+            part.write_text(write(table), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def markdown(table: Table) -> str:
+    """Best in bold, second underlined; below, the differences between methods, image by image."""
+    metrics = [
+        f"{table.set_titles[c.set]}<br>{c.metric.title} {c.metric.arrow}" if len(table.set_titles) > 1
+        else f"{c.metric.title} {c.metric.arrow}" for c in table.columns
+    ]  # fmt: skip
+    lines = [[*HEADS[table.number], *metrics, "Average rank"]]
+    for row in table.rows:
+        rank = "" if row.average_rank is None else f"{row.average_rank:.2f}"
+        lines.append([*row.heads, *(_markdown_cell(row.cells[c.key], c) for c in table.columns), rank])
+        lines += [[*heads, *values, ""] for heads, values in paper_rows(table, row)]
+    notes = "\n".join(f"- {note}" for note in table.footnotes)
+    return f"# Table {table.number}\n\n{_markdown_table(lines)}\n\n{notes}\n{_markdown_differences(table, metrics)}"
+
+
+def _markdown_table(lines: list[list[str]]) -> str:
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _markdown_cell(cell: Cell, column: Column) -> str:
+    if cell.value is None:
+        return "n/a" if cell.reason.startswith("unavailable") else ""
+    number = number_text(cell.value, column)
+    number = {"best": f"**{number}**", "second": f"<u>{number}</u>"}.get(cell.mark or "", number)
+    return number if cell.low is None else f"{number} {interval_text(cell, column)}"
+
+
+def _markdown_differences(table: Table, metrics: list[str]) -> str:
+    """The paired differences, or nothing where only one method was measured."""
+    title = next(row.title for row in table.rows if row.method == table.against)
+    lines = [["Method", *metrics]]
+    for row in table.rows:
+        cells = [(row.cells[column.key].difference_to, column) for column in table.columns]
+        if any(difference for difference, _ in cells):
+            lines.append([row.title, *("" if d is None else difference_text(d, c) for d, c in cells)])
+    if len(lines) == 1:
+        return ""
+    return (
+        f"\n## Differences to {title}\n\nMean over the same images, 95 % bootstrap interval, p of a two-sided "
+        f"sign-flip test (not corrected for the number of comparisons).\n\n{_markdown_table(lines)}\n"
+    )
+
+
+def number_text(value: float, column: Column) -> str:
+    return f"{value:.{column.metric.digits}f}"
+
+
+def interval_text(cell: Cell, column: Column) -> str:
+    return f"[{number_text(cell.low, column)}, {number_text(cell.high, column)}]"
+
+
+def difference_text(difference: Difference, column: Column) -> str:
+    low, mean, high = (
+        f"{value:+.{column.metric.digits}f}" for value in (difference.low, difference.mean, difference.high)
+    )
+    return f"{mean} [{low}, {high}], p {difference.p:.2g}"
+
+
+def paper_rows(table: Table, row: Row) -> Iterator[tuple[list[str], list[str]]]:
+    """The paper's values of a row, and the differences where both exist: (heads, values)."""
+    cells = [(row.cells[column.key], column) for column in table.columns]
+    blank = [""] * (len(HEADS[table.number]) - 1)
+    heads = (lambda text: [*blank, text]) if table.number == 2 else (lambda text: [text, *blank])
+    if any(cell.paper is not None for cell, _ in cells):
+        values = ["" if cell.paper is None else number_text(cell.paper, column) for cell, column in cells]
+        yield heads(f"{row.paper} (paper)"), values
+    if any(cell.difference is not None for cell, _ in cells):
+        values = [
+            "" if cell.difference is None else f"{cell.difference:+.{column.metric.digits}f}" for cell, column in cells
+        ]
+        yield heads("measured - paper"), values
+
+
+# -- LaTeX: the paper's layout
+
+
+def latex(table: Table) -> str:
+    """A `table*`: groups by \\multirow, best red and second cyan (Tables 3 and 4: best bold), the paper's rows grey."""
+    text = len(HEADS[table.number])
+    by_set = [[c for c in table.columns if c.set == name] for name in table.set_titles]
+    spec = "|".join(["l" * text, *("c" * len(columns) for columns in by_set if columns)])
+    body = [line for rows in _latex_groups(table) for line in (*_latex_rows(table, rows), r"\midrule")][:-1]
+    notes = " ".join(map(_escape, table.footnotes))
+    legend = "Best and second best of each group in red and cyan." if table.number == 2 else "Best in bold."
+    return f"""% Needs \\usepackage{{booktabs,multirow,graphicx,amssymb}} and \\usepackage[table]{{xcolor}}.
+\\begin{{table*}}[t]
+\\centering
+\\resizebox{{\\textwidth}}{{!}}{{%
+\\begin{{tabular}}{{{spec}}}
+\\toprule
+{_latex_heads(table, by_set)}
+\\midrule
+{chr(10).join(body)}
+\\bottomrule
+\\end{{tabular}}}}
+\\parbox{{\\textwidth}}{{\\scriptsize {notes}}}
+\\caption{{{CAPTIONS[table.number]} {legend}}}
+\\label{{tab:table{table.number}}}
+\\end{{table*}}
+"""
+
+
+def _latex_heads(table: Table, by_set: list[list[Column]]) -> str:
+    names, metrics = HEADS[table.number], [_latex_metric(column) for column in table.columns]
+    sets = [
+        rf"\multicolumn{{{len(columns)}}}{{c}}{{{_escape(table.set_titles[columns[0].set])}}}"
+        for columns in by_set
+        if columns
+    ]
+    first = " & ".join([*(rf"\multirow{{2}}{{*}}{{{_escape(name)}}}" for name in names), *sets])
+    second = " & ".join([*("" for _ in names), *metrics])
+    return f"{first} \\\\\n{second} \\\\"
+
+
+def _latex_metric(column: Column) -> str:
+    arrow = r"\uparrow" if column.metric.higher_is_better else r"\downarrow"
+    return f"{_escape(column.metric.title)} ${arrow}$"
+
+
+def _latex_groups(table: Table) -> list[list[Row]]:
+    return list(table.groups.values()) if table.number == 2 else [list(table.rows)]
+
+
+def _latex_rows(table: Table, rows: list[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        heads = [_escape(head) for head in row.heads]
+        lines.append([*heads, *(_latex_cell(row.cells[c.key], c, table.number) for c in table.columns)])
+        for heads, values in paper_rows(table, row):
+            grey = [rf"\textcolor{{gray}}{{{_escape(text)}}}" if text else "" for text in (*heads, *values)]
+            lines.append(grey)
+    if table.number == 2:
+        for line in lines:
+            line[0] = ""
+        lines[0][0] = rf"\multirow{{{len(lines)}}}{{*}}{{{_stacked(rows[0].group)}}}"
+    return [" & ".join(line) + r" \\" for line in lines]
+
+
+def _latex_cell(cell: Cell, column: Column, number: int) -> str:
+    if cell.value is None:
+        return "n/a" if cell.reason.startswith("unavailable") else ""
+    text = number_text(cell.value, column)
+    if number == 2:
+        colour = {"best": "red", "second": "cyan"}.get(cell.mark or "")
+        return rf"\textcolor{{{colour}}}{{{text}}}" if colour else text
+    return rf"\textbf{{{text}}}" if cell.mark == "best" else text
+
+
+def _stacked(text: str) -> str:
+    """Words above each other, as the paper sets the types of Table 2."""
+    return r"\begin{tabular}{@{}l@{}}" + r" \\ ".join(_escape(word) for word in text.split()) + r"\end{tabular}"
+
+
+def _escape(text: str) -> str:
+    special = {character: rf"\{character}" for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "✓": r"\checkmark"}
+    return "".join(special.get(character, character) for character in text)
+
+
+# -- data
+
+
+def as_records(table: Table) -> list[dict[str, Any]]:
+    """One record per cell, in the table's order."""
+    return [
+        {
+            "table": table.number,
+            "set": column.set,
+            "method": row.method,
+            "title": row.title,
+            "group": row.group,
+            "metric": column.metric.name,
+            "variant": column.metric.variant,
+            "higher_is_better": column.metric.higher_is_better,
+            "measured": cell.value,
+            "judged": cell.judged,
+            "low": cell.low,
+            "high": cell.high,
+            "mark": cell.mark,
+            "paper": cell.paper,
+            "measured_minus_paper": cell.difference,
+            "against": table.against if cell.difference_to else None,
+            **{f"against_{name}": value for name, value in _difference_fields(cell.difference_to).items()},
+            "reason": cell.reason or None,
+        }
+        for row in table.rows
+        for column in table.columns
+        for cell in [row.cells[column.key]]
+    ]
+
+
+def _difference_fields(difference: Difference | None) -> dict[str, float | None]:
+    values = difference or (None,) * 4
+    return {
+        name: None if value is None or math.isnan(value) else value
+        for name, value in zip(("difference", "low", "high", "p"), values, strict=True)
+    }
+
+
+def as_csv(table: Table) -> str:
+    """One line per cell."""
+    text = io.StringIO()
+    records = as_records(table)
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def as_json(table: Table) -> str:
+    """The cells, the average ranks and the footnotes."""
+    ranks = {row.method: row.average_rank for row in table.rows if row.average_rank is not None}
+    content = {"table": table.number, "cells": as_records(table), "average_ranks": ranks, "footnotes": table.footnotes}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
