@@ -167,6 +167,11 @@ def test_train_is_a_part_of_all_crops(run):
     assert found["train"].sum() == run.account["splits"]["train"]
 
 
+def test_the_sharpness_of_a_picture_counts_once_whatever_its_boxes(out, run):
+    table = pl.read_parquet(out / "manifest.parquet").filter(pl.col("sharpness").is_not_null())
+    assert module.pictures(run).collect().height == table.n_unique(["source", "file"]) < table.height
+
+
 # Figures
 
 

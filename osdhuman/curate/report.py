@@ -315,8 +315,7 @@ def persons_section(run: Run, figures: Path) -> str:
 def limits_section(run: Run, figures: Path) -> str:
     """Sharpness and scores, with the limits that the configuration sets and the paper does not tell."""
     blocks = [page.text("The paper gives neither its sharpness threshold nor its floors; these are this run's.")]
-    pictures = run.rows.select("source", "file", "sharpness").filter(pl.col("sharpness") > 0).unique()
-    sharpness = histogram(pictures, pl.col("sharpness").log10(), pl.col("source"))
+    sharpness = histogram(pictures(run), pl.col("sharpness").log10(), pl.col("source"))
     if sharpness:
         drawing = save(figures, "sharpness", draw_sharpness, sharpness, run.thresholds)
         blocks.append(page.plot(*drawing, "Sharpness of the pictures whose boxes were looked at, by source."))
@@ -325,6 +324,13 @@ def limits_section(run: Run, figures: Path) -> str:
         drawing = save(figures, "scores", draw_score_distributions, scores, run.floors)
         blocks.append(page.plot(*drawing, "Scores of all crops and of the training set. Right is better."))
     return page.section("Sharpness and scores", *blocks)
+
+
+def pictures(run: Run) -> pl.LazyFrame:
+    """Source and sharpness, once for each picture whose sharpness was measured; told apart by a hash, not by name."""
+    rows = run.rows.filter(pl.col("sharpness") > 0)
+    rows = rows.select(picture=pl.struct("source", "file").hash(), source="source", sharpness="sharpness")
+    return rows.unique("picture").select("source", "sharpness").collect(engine="streaming").lazy()
 
 
 def score_histogram(run: Run, metric: str) -> Histogram | None:
