@@ -66,11 +66,12 @@ def test_the_sign_of_a_metric_is_turned_where_lower_is_better(tmp_path: Path):
 
 
 def test_a_metric_that_is_the_same_for_all_adds_nothing():
-    assert normalize({"musiq": np.full(10, 0.1)})[0].tolist() == [0.0] * 10
+    constant = np.full(3, 0.1)  # whose sum, divided by 3, is not 0.1 in floats
+    assert normalize({"musiq": constant})[0].tolist() == [0.0] * 3
 
 
 def test_equation_1_does_not_depend_on_the_order_of_crops():
-    scores = np.random.default_rng(0).lognormal(size=10_000)
+    scores = np.random.default_rng(0).lognormal(sigma=8, size=10_000)
     order = np.random.default_rng(1).permutation(len(scores))
     assert (normalize({"musiq": scores})[0][order] == normalize({"musiq": scores[order]})[0]).all()
 
@@ -105,6 +106,10 @@ def test_the_top_third_of_n_is_the_whole_part(count: int, kept: int):
 def test_ties_go_to_the_smaller_id(tmp_path: Path):
     table = decide(tmp_path, [crop(n) for n in (3, 1, 2)], top=1 / 3)
     assert fates(table) == ["train", Reason.NOT_TOP_THIRD, Reason.NOT_TOP_THIRD]
+
+
+def test_ties_go_to_the_smaller_id_among_many():
+    assert top_share(np.tile([0.0, 1.0, 2.0], 1000), 0.1).tolist() == list(range(2, 900, 3))
 
 
 def test_the_best_are_kept(tmp_path: Path):
@@ -259,6 +264,12 @@ def test_test_has_exactly_its_crops_where_there_are_enough(tmp_path: Path):
     assert sorted(map(str, fates(table))) == [Reason.NOT_SAMPLED] * 15 + ["test"] * 5
 
 
+def test_another_seed_draws_another_test(tmp_path: Path):
+    crops = [crop(n, source="voc") for n in range(50)]
+    first, second = (decide(tmp_path / str(seed), crops, test=10, seed=seed) for seed in (0, 1))
+    assert fates(first) != fates(second)
+
+
 # ---- the whole ----
 
 
@@ -301,6 +312,11 @@ def test_a_crop_without_scores_is_counted(tmp_path: Path):
     pl.DataFrame([crop(1)[1]]).write_parquet(tmp_path / "scores" / "00000" / "scores.parquet")
     with pytest.raises(ValueError, match="1 of 2 crops have no scores"):
         select(tmp_path, config(), [])
+
+
+def test_an_id_that_comes_twice_is_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match="two crops have the same id"):
+        decide(tmp_path, [crop(1), crop(1)])
 
 
 def test_a_metric_that_was_not_scored_is_named(tmp_path: Path):
