@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from osdhuman.config import Config
-from osdhuman.curate.decode import DecodeConfig, Decoded, DecodeFault, decode, read_header, reduction
+from osdhuman.curate.decode import DecodeConfig, Decoded, DecodeFault, Header, decode, read_header, reduction
 from osdhuman.curate.record import Box, Candidate, ImageRecord, Reason, candidate_id
 from osdhuman.curate.resize import Kernel, resize
 from osdhuman.curate.sharpness import SharpnessConfig, laplacian_variance, measuring_factor
@@ -74,8 +74,9 @@ def cut(record: ImageRecord, root: Path, config: CutConfig, threshold: float) ->
         return Cut(rows, {})
     try:
         data = (root / record.file).read_bytes()
-    except OSError as error:
-        return Cut(_drop(rows, Reason.UNREADABLE, error.strerror or type(error).__name__), {})
+    except (OSError, ValueError) as error:  # a name may hold what no file's can
+        detail = getattr(error, "strerror", None) or str(error)  # without the folder, which is another elsewhere
+        return Cut(_drop(rows, Reason.UNREADABLE, detail), {})
     rows = [replace(row, sha256=sha256(data).hexdigest()) for row in rows]
     try:
         return _cut_data(data, rows, record, config, threshold)
@@ -91,8 +92,8 @@ def _cut_data(data: bytes, rows: list[Candidate], record: ImageRecord, config: C
         raise ValueError(f"{record.source} {record.file}: its boxes have yet to be detected")
     if record.width and record.height:
         if size != (record.width, record.height):
-            turned = " and is turned by EXIF" if header.orientation != 1 else ""
-            detail = f"{record.width}x{record.height} expected, the file has {header.width}x{header.height}{turned}"
+            turned = ", turned by EXIF" if header.orientation != 1 else ""
+            detail = f"{record.width}x{record.height} expected, the file has {size[0]}x{size[1]}{turned}"
             return Cut(_drop(rows, Reason.SIZE_DIFFERS, detail), {})
     else:
         rows = judge([replace(row, width=size[0], height=size[1]) for row in rows], record, *size, config)
@@ -103,15 +104,23 @@ def _cut_data(data: bytes, rows: list[Candidate], record: ImageRecord, config: C
     rows = [replace(row, sharpness=sharpness) for row in rows]
     if sharpness < threshold:
         return Cut(_drop(rows, Reason.BLURRED, f"{sharpness:.4g}, less than {threshold:.4g}"), {})
+    return Cut(rows, _crops(data, header, whole, _kept(rows), config))
+
+
+def _crops(
+    data: bytes, header: Header, whole: Decoded, rows: Sequence[Candidate], config: CutConfig
+) -> dict[str, np.ndarray]:
+    """The crop of each row; the picture is decoded again where one needs more than `whole` has."""
     decoded = {whole.factor: whole}
     crops = {}
-    for row in _kept(rows):
+    for row in rows:
         square = Square(row.crop_x, row.crop_y, row.crop_side)
-        factor = header.factor(_crop_factor(square.side, *size, config), config.decode)
+        factor = _crop_factor(square.side, header.width, header.height, config)
+        factor = header.factor(factor, config.decode)
         if factor not in decoded:
             decoded[factor] = decode(data, config.decode, factor)
         crops[row.id] = _crop(decoded[factor], square, config)
-    return Cut(rows, crops)
+    return crops
 
 
 def recut(data: bytes, crop_x: int, crop_y: int, crop_side: int, config: CutConfig) -> np.ndarray:

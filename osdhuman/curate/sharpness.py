@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from osdhuman.config import Config
-from osdhuman.curate.decode import DecodeConfig, DecodeFault, decode, read_header, reduction
+from osdhuman.curate.decode import DecodeConfig, decode, read_header, reduction
 from osdhuman.curate.record import ImageRecord
 from osdhuman.curate.resize import resize
 
@@ -96,5 +96,5 @@ def _measure(path: Path, config: DecodeConfig) -> float | None:
         data = path.read_bytes()
         header = read_header(data, config)
         return laplacian_variance(decode(data, config, measuring_factor(header.width, header.height)).pixels)
-    except (OSError, DecodeFault):  # such a picture is counted when its turn to be cut comes
+    except (OSError, ValueError):  # such a picture is counted when its turn to be cut comes
         return None
