@@ -29,11 +29,13 @@ IGNORED = ("iscrowd", "isfake", "isreflected")  # groups, depictions, mirror ima
 
 def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
     """Pictures by their id, those of a website file in its order; crowds, fakes and reflections are ignored regions."""
+    met: set[str] = set()
     for path in config.annotations:
         if _is_list(path):
-            yield from _read_website(path, config, faults)
+            yield from _read_website(path, config, faults, met)
         else:
             yield from read_tables(path, config, faults, LABELS, IGNORED)
+    expect_labels(config.labels, met, config.annotations[0])
 
 
 def _is_list(path: Path) -> bool:
@@ -41,9 +43,10 @@ def _is_list(path: Path) -> bool:
         return file.read(1000).lstrip().startswith(b"[")
 
 
-def _read_website(path: Path, config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
+def _read_website(path: Path, config: SourceConfig, faults: Faults, met: set[str]) -> Iterator[ImageRecord]:
+    """One file; the categories in it are added to `met`."""
     report = faults.of(config.name, path)
-    labels, met = {label.casefold() for label in config.labels or LABELS}, set()
+    labels = {label.casefold() for label in config.labels or LABELS}
     for i, record in enumerate(JsonFile(path, report).items("item")):
         try:
             url, boxes = str(field(record, "url")), field(record, "gtboxes")
@@ -57,7 +60,6 @@ def _read_website(path: Path, config: SourceConfig, faults: Faults) -> Iterator[
         persons = _website_persons(boxes, labels, lambda j, fault, i=i: report(f"record {i}, gtboxes[{j}]", fault))
         file = locate(config.images, tails(name))
         yield image_record(config, report, file, PurePosixPath(name).stem, persons, url=url)
-    expect_labels(config.labels, met, path)
 
 
 def _website_persons(boxes: list, labels: set[str], report: Callable[[int, str], None]) -> Iterator[tuple[Box, bool]]:
