@@ -287,6 +287,19 @@ def test_what_depends_on_other_settings_may_be_deleted(root, tmp_path):
     assert pipeline.run(toy_config(root, tmp_path / "out", select=changed))["splits"]["test"] == 1
 
 
+def test_two_runs_cannot_work_in_one_folder(root, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pipeline.alone_in(tmp_path / "out"), pytest.raises(ValueError, match="another run is working in"):
+        pipeline.run(toy_config(root, tmp_path / "out"))
+
+
+def test_a_run_killed_between_manifest_and_account_writes_both(root, tmp_path):
+    account = pipeline.run(toy_config(root, tmp_path / "out"))
+    (tmp_path / "out" / "account.json").unlink()
+    assert pipeline.run(toy_config(root, tmp_path / "out")) == account
+    assert json.loads((tmp_path / "out" / "account.json").read_text()) == account
+
+
 def test_workers_and_batches_may_change(root, tmp_path):
     account = pipeline.run(toy_config(root, tmp_path / "out"))
     changed = {"engine": {"workers": 7}, "score": {"metrics": ["niqe", "brisque"], "batch": 5}}

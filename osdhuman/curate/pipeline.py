@@ -6,9 +6,11 @@ A shard is `shard_size` pictures of one source. A pass reads the folder of the p
 finished is never done again, so the same command goes on after any stop, and ends with the same files.
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -36,7 +38,17 @@ from osdhuman.curate.sources import Faults, SourceConfig, read_source
 from osdhuman.images import replacing
 from osdhuman.iqa import load_scorers
 
-PRODUCTS = ("images", "boxes", "thresholds.json", "crops", "scores", "selection", "manifest.parquet", "persona")
+PRODUCTS = (
+    "images",
+    "boxes",
+    "thresholds.json",
+    "crops",
+    "scores",
+    "selection",
+    "manifest.parquet",
+    "account.json",
+    "persona",
+)
 FIRST_PRODUCT = {  # what a changed setting spoils: this product and those after it
     "root": "images",
     "sources": "images",
@@ -53,7 +65,7 @@ DETECTOR_SIDE = (
     1280  # pixels of the longer side, twice what detectors look at: a larger picture is read at a reduced size
 )
 FAULTS = pl.Schema({"file": pl.String, "reason": pl.String, "detail": pl.String})
-NO_EFFECT = {"out", "engine", "detector.batch", "detector.device", "score.batch", "score.device"}
+NO_EFFECT = {"out", "engine", "detector.batch", "detector.device", "detector.threads", "score.batch", "score.device"}
 
 
 class HQACFConfig(Config):
@@ -109,24 +121,30 @@ def run(config: HQACFConfig) -> dict:
     other settings, ShardError for a shard that cannot be done, AccountError for a picture that was lost.
     """
     config = config.absolute()
-    if not (config.out / "manifest.parquet").exists():
+    if not is_decided(config):
         check_networks(config)
-    claim(config)
-    engine = build_engine(config.engine)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with alone_in(config.out):
+        claim(config)
+        return do_passes(config, build_engine(config.engine))
+
+
+def do_passes(config: HQACFConfig, engine: Engine) -> dict:
+    """Every pass in order; returns the account."""
     index = read_sources(config)
     images = {shard: entry["images"] for shard, entry in index.items()}
     without_boxes = {shard: images[shard] for shard, entry in index.items() if entry["boxes"] is None}
-    run_pass(
-        engine, config.out / "boxes", without_boxes, partial(detect_shard, config), config.detector.device != "cpu"
-    )
+    on_cards = config.detector.device != "cpu"
+    run_pass(engine, config.out / "boxes", without_boxes, partial(detect_shard, config), "detect", on_cards)
     thresholds = sharpness_thresholds(config, index)
-    run_pass(engine, config.out / "crops", images, partial(cut_shard, config, thresholds))
+    run_pass(engine, config.out / "crops", images, partial(cut_shard, config, thresholds), "cut")
     crops = {shard: read_done(shard_folder(config, "crops", shard))["crops"] for shard in index}
-    run_pass(engine, config.out / "scores", crops, partial(score_shard, config), config.score.device != "cpu")
+    on_cards = config.score.device != "cpu"
+    run_pass(engine, config.out / "scores", crops, partial(score_shard, config), "score", on_cards)
     select_crops(config)
     account = make_manifest(config, index)
     if not (config.out / "persona" / "README.md").exists():  # the last file of the folder
-        run_pass(engine, config.out / "persona" / WRITTEN, crops, partial(write_crops, config))
+        run_pass(engine, config.out / "persona" / WRITTEN, crops, partial(write_crops, config), "write")
         write_metadata(config.out)
         shutil.rmtree(config.out / "persona" / WRITTEN)
     return account
@@ -151,11 +169,21 @@ def claim(config: HQACFConfig) -> None:
     path = config.out / "config.yaml"
     if path.exists():
         refuse_other_settings(config, yaml.safe_load(path.read_text(encoding="utf-8")))
-    config.out.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(dump_config(config), encoding="utf-8")
-    for folder in (config.out, *(config.out / product for product in PRODUCTS), config.out / "persona" / WRITTEN):
-        remove_remains(folder)
+    for folder in ("", *PRODUCTS, *(f"persona/{inside}" for inside in (WRITTEN, "train", "val/hq", "val/lq", "test"))):
+        remove_remains(config.out / folder)
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Raises ValueError while another run works in the folder: each would delete what the other is writing."""
+    with (out / ".lock").open("w") as lock:  # the system opens it again when the process ends, however that ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is working in {out}; wait for its end, or choose out=...") from None
+        yield
 
 
 def refuse_other_settings(config: HQACFConfig, before: dict) -> None:
@@ -187,12 +215,12 @@ def _spoilt_by(key: str) -> Sequence[str]:
 
 
 def run_pass(
-    engine: Engine, folder: Path, sizes: Mapping[int, int], work: Callable[[int], dict], gpu: bool = False
+    engine: Engine, folder: Path, sizes: Mapping[int, int], work: Callable[[int], dict], name: str, gpu: bool = False
 ) -> None:
-    """Do `work` for the shards that have no finished folder yet; `sizes` are their numbers of images."""
+    """Do `work` for the shards that have no finished folder yet; `sizes` are their numbers of pictures or crops."""
     left = [shard for shard in sizes if read_done(folder / f"{shard:05d}") is None]
     total, to_do = sum(sizes.values()), sum(sizes[shard] for shard in left)
-    with tqdm(total=total, initial=total - to_do, desc=folder.name, unit="image", disable=None) as bar:
+    with tqdm(total=total, initial=total - to_do, desc=name, unit="image", disable=None) as bar:
         for shard, _ in engine.run(left, work, gpu):
             bar.update(sizes[shard])
 
@@ -345,9 +373,14 @@ def select_crops(config: HQACFConfig) -> None:
         select(config.out, config.select, [source.name for source in config.sources if source.split == "test"])
 
 
+def is_decided(config: HQACFConfig) -> bool:
+    """Whether the fate of every candidate is known and written."""
+    return all((config.out / name).exists() for name in ("manifest.parquet", "account.json"))
+
+
 def make_manifest(config: HQACFConfig, index: Mapping[int, dict]) -> dict:
     """The account, from account.json if the manifest is there."""
-    if (config.out / "manifest.parquet").exists():
+    if is_decided(config):
         return json.loads((config.out / "account.json").read_text(encoding="utf-8"))
     entries = {}
     for shard, entry in index.items():
