@@ -69,8 +69,8 @@ _ROWS = (
     Metric("ssim_y", "SSIM", "ssim", _UP, _REFERENCE, "Y", (0, 1), 4, min_side=11, options=_STUDIO),
     Metric("psnr_rgb", "PSNR (RGB)", "psnr", _UP, _REFERENCE, "RGB", (0, 80), 2),
     Metric("ssim_rgb", "SSIM (RGB)", "ssimc", _UP, _REFERENCE, "RGB", (0, 1), 4, min_side=11),
-    Metric("lpips", "LPIPS", "lpips", _DOWN, _REFERENCE, "RGB", (0, 1), 4, min_side=35),
-    Metric("dists", "DISTS", "dists", _DOWN, _REFERENCE, "RGB", (0, 1), 4, min_side=16),
+    Metric("lpips", "LPIPS", "lpips", _DOWN, _REFERENCE, "RGB", (0, 1), 4, min_side=31),
+    Metric("dists", "DISTS", "dists", _DOWN, _REFERENCE, "RGB", (0, 1), 4),
     Metric("fid", "FID", "fid", _DOWN, _REFERENCE, "RGB", (0, math.inf), 4, scope="set"),
     Metric("clipiqa", "CLIPIQA", "clipiqa", _UP, _NONE, "RGB", (0, 1), 4),
     Metric("maniqa", "MANIQA", "maniqa-pipal", _UP, _NONE, "RGB", (0, 1), 4),
@@ -269,8 +269,8 @@ def _create(metric: Metric, device: torch.device) -> torch.nn.Module:
 
         with _hub_offline():
             return pyiqa.create_metric(metric.variant, device=device, **options)
-    except ImportError as error:  # openai-clip wants pkg_resources, which setuptools 81 dropped
-        package = "setuptools<81" if error.name == "pkg_resources" else error.name
+    except ImportError as error:  # openai-clip wants pkg_resources, which setuptools 82 dropped
+        package = "setuptools<82" if error.name == "pkg_resources" else error.name
         raise MetricUnavailable(metric.name, f"pyiqa fails ({error})", f"pip install '{package}'") from None
 
 
