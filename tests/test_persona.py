@@ -119,6 +119,12 @@ def test_an_interrupted_shard_goes_on(out: Path, written: Path):
     assert files(written) == whole
 
 
+def test_what_is_there_is_not_written_again(out: Path, written: Path):
+    places = [path.stat().st_ino for path in sorted(written.rglob("*.png"))]
+    write_shard(out, 0, SETTINGS)
+    assert [path.stat().st_ino for path in sorted(written.rglob("*.png"))] == places
+
+
 def test_lq_is_degraded(written: Path):
     (pair,) = find_pairs(written / "val")
     assert not np.array_equal(cv2.imread(str(pair.hq)), cv2.imread(str(pair.lq)))
