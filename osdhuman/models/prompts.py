@@ -125,11 +125,13 @@ class DAPEPrompt(PromptExtractor):
         tag_list: Sequence[str],
         thresholds: Tensor,
         text: str = "",
+        text_encoder: nn.Module | None = None,
     ):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
         self.head = head.eval().requires_grad_(False)
         self.encode_text = encode_text
+        self.text_encoder = text_encoder  # what `encode_text` runs: a part of this, so that it moves to a device with it
         self.tag_list = list(tag_list)
         self.thresholds = thresholds  # not a buffer: a model in half precision must not round them
         self.text = text
@@ -188,7 +190,7 @@ def _dape(config: PromptConfig, base: "Base") -> DAPEPrompt:
     if config.dape is not None:
         state = merge_dape(state, read_checkpoint(config.dape, DAPE_PUBLISHED))
     encoder, head = encoder_from_state(state, config.ram or RAMConfig()), head_from_state(state, config.tagging)
-    return DAPEPrompt(encoder, head, base.encode_text, tag_list, thresholds, config.text)
+    return DAPEPrompt(encoder, head, base.encode_text, tag_list, thresholds, config.text, base.text_encoder)
 
 
 def _check_width(kind: str, width: int, base: "Base") -> None:

@@ -23,7 +23,7 @@ from osdhuman.images import resize
 from osdhuman.models.base import SD21_BASE, load_base
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora, unet_lora_layers, vae_lora_layers
-from osdhuman.models.prompts import DAPEPrompt, PromptConfig, build_prompt_extractor
+from osdhuman.models.prompts import PromptConfig, build_prompt_extractor
 from osdhuman.restore import restore_tensor
 from osdhuman.restorers.osdhuman import OneStepSettings, generator_parts, sha256
 
@@ -127,10 +127,7 @@ def build_osediff(content: Mapping[str, Any], base: "Base", prompt: PromptConfig
     for adapter in LISTS:
         merge_lora(unet, _of_adapter(tensors, adapter), ALPHA / content["rank_unet"])
     merge_lora(vae, _of_adapter(content["state_dict_vae"], VAE_ADAPTER), ALPHA / content["rank_vae"])
-    extractor = build_prompt_extractor(prompt, base)
-    if isinstance(extractor, DAPEPrompt):
-        extractor.text_encoder = base.text_encoder  # a part of it, so that it moves to a device and is counted with it
-    extractor.to(unet.dtype)
+    extractor = build_prompt_extractor(prompt, base).to(unet.dtype)
     return OSEDiffGenerator(unet, vae, extractor, base.abar, TIMESTEP).eval().requires_grad_(False)
 
 
