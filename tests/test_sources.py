@@ -291,7 +291,7 @@ def test_fractions_become_pixels_by_the_size_of_the_picture(source):
 
 
 def test_a_header_line_is_no_box(source):
-    assert open_images(source, HEADER, box_row())[0].boxes == (Box(10, 20, 50, 60, "2"),)
+    assert [record.boxes for record in open_images(source, HEADER, box_row())] == [(Box(10, 20, 50, 60, "2"),)]
 
 
 def test_the_columns_of_v6_behind_the_common_ones_are_passed_over(source):
@@ -418,6 +418,11 @@ def test_a_malformed_line_is_named_and_the_next_is_read(source, line, fault):
 def test_a_crowdhuman_box_without_its_edges_is_named(source):
     assert crowdhuman(source, {"tag": "person"})[0].boxes == ()
     assert source.faults == [("line 1, gtboxes[0]", "has no 'vbox'")]
+
+
+def test_a_name_that_no_file_can_hold_is_made_plain(source):
+    lines = ['{"ID": "a\\ud800", "gtboxes": []}']
+    assert crowdhuman(source, lines=lines)[0].image_id == "a?"
 
 
 # ---------------------------------------------------------------------------------------------------------------- VOC

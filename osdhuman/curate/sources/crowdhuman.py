@@ -41,7 +41,7 @@ def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
 
 
 def _record(record: object, number: int, config: SourceConfig, report: Callable[[str, str], None]) -> ImageRecord:
-    image_id, boxes = str(field(record, "ID")), field(record, "gtboxes")
+    image_id, boxes = _text(field(record, "ID")), field(record, "gtboxes")
     if not isinstance(boxes, list) or not image_id:
         raise AnnotationFault(f"needs an ID and a list of gtboxes, got ID {image_id!r}, gtboxes {boxes!r:.80}")
     persons = []
@@ -62,4 +62,9 @@ def _person(box: object, i: int, extent: str) -> tuple[Box, bool]:
     if not isinstance(extra, dict) or not isinstance(head, dict):
         raise AnnotationFault("its extra and head_attr must be objects")
     ignored = field(box, "tag") != "person" or extra.get("ignore") or (extent == "head" and head.get("ignore"))
-    return Box(*edges, str(extra.get("box_id", f"gtboxes[{i}]"))), bool(ignored)
+    return Box(*edges, _text(extra.get("box_id", f"gtboxes[{i}]"))), bool(ignored)
+
+
+def _text(value: object) -> str:
+    """As UTF-8 can hold it: half of a surrogate pair, which JSON can escape, becomes a question mark."""
+    return str(value).encode("utf-8", "replace").decode()
