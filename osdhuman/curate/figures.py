@@ -212,7 +212,7 @@ def draw_sharpness(figure: "Figure", theme: Theme, histogram: Histogram, thresho
         if name in thresholds:
             axis.axvline(thresholds[name], color=theme.limit, lw=1.5)
             note = f"threshold {thresholds[name]:.4g}"
-            axis.annotate(note, (1, 0.82), xycoords="axes fraction", ha="right", color=theme.limit, fontsize=8)
+            axis.annotate(note, (1.01, 0.4), xycoords="axes fraction", color=theme.limit)
         axis.set_xscale("log")
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
@@ -294,7 +294,7 @@ def _label_wedges(axis: "Axes", theme: Theme, wedges: Sequence[Any], part: Mappi
                 ha="left" if side > 0 else "right",
                 va="center",
                 fontsize=7.5,
-                arrowprops={"arrowstyle": "-", "color": theme.muted, "lw": 0.6},
+                arrowprops={"arrowstyle": "-", "color": theme.muted, "lw": 0.6, "relpos": (side < 0, 0.5)},
             )
 
 

@@ -240,7 +240,10 @@ def table_section(rows: Sequence[Scores], missing: Mapping[str, str], figures: P
         ]
         for row in rows
     ]
-    reasons = [f"{METRICS[name].title} is missing: {reason}." for name, reason in missing.items()]
+    titles: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        titles.setdefault(reason, []).append(METRICS[name].title)
+    reasons = [f"Not measured: {', '.join(names)}. Why: {reason}." for reason, names in titles.items()]
     drawing = save(figures, "figure1", draw_scores, rows, TABLE_METRICS)
     return page.section(
         "Quality of the data sets (Table 1, Fig. 1)",
@@ -296,7 +299,7 @@ def sources_section(run: Run) -> str:
     return page.section(
         "Sources",
         page.table(["source", "pictures", "kept", "boxes", "kept", "train", "val", "test"], rows),
-        *([page.note(f"{faults:,} malformed annotations are listed in faults.jsonl.")] if faults else []),
+        *([page.note(f"Malformed annotations: {faults:,}, listed in faults.jsonl.")] if faults else []),
     )
 
 
@@ -374,10 +377,12 @@ def sheet_section(run: Run, figures: Path, seed: int) -> str:
     title = "Pictures of PERSONA train (Fig. 6)"
     if not paths:
         return page.section(title, page.text("The folder persona/train holds none of the manifest's pictures."))
-    sheet = contact_sheet(paths[: SHEET_ROWS * SHEET_COLUMNS])
+    shown = paths[: SHEET_ROWS * SHEET_COLUMNS]
+    sheet = contact_sheet(shown)
     save(figures, "figure6", draw_contact_sheet, sheet)
-    shown = page.photograph(_jpeg(sheet), f"{len(ids):,} pictures, of which chance drew these (seed {seed}).")
-    return page.section(title, shown)
+    return page.section(
+        title, page.photograph(_jpeg(sheet), f"{len(shown)} of {len(ids):,} pictures, drawn by chance.")
+    )
 
 
 def contact_sheet(paths: Sequence[Path]) -> np.ndarray:
