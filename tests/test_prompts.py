@@ -27,7 +27,7 @@ IMAGE = torch.linspace(0, 1, 2 * 3 * 40 * 30).view(2, 3, 40, 30)
 def toy_base(width=16, null_prompt=None):
     """A base whose text encoder turns a text into its length, everywhere."""
     base = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width)))
-    base.null_prompt, base.encoder = null_prompt, None
+    base.null_prompt, base.encoder, base.text_encoder = null_prompt, None, nn.Linear(1, width).requires_grad_(False)
     base.encode_text = lambda texts: torch.tensor([float(len(t)) for t in texts]).view(-1, 1, 1).expand(-1, 7, width)
     return base
 
@@ -180,6 +180,11 @@ def test_dape_is_ram_with_the_lora_merged(dape_files):
 
 def test_dape_trains_nothing(dape_files):
     assert build_prompt_extractor(PromptConfig(**dape_files), toy_base()).trainable_state() == {}
+
+
+def test_dapes_text_encoder_moves_with_it(dape_files):
+    extractor = build_prompt_extractor(PromptConfig(**dape_files), toy_base()).to("meta")
+    assert extractor.text_encoder.weight.is_meta
 
 
 @pytest.mark.parametrize(
