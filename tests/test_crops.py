@@ -102,6 +102,10 @@ def test_person_counts_where_half_of_the_box_is_visible():
     assert persons_in(Square(0, 0, 10), boxes, 0.5) == 2
 
 
+def test_box_without_area_is_no_person():
+    assert persons_in(Square(0, 0, 10), np.array([[0, 0, 10, 10], [5, 5, 5, 9]], float), 0.5) == 1
+
+
 def test_the_square_nearer_to_the_centre_suppresses_the_other():
     squares = np.array([[0, 0, 100], [20, 0, 100], [140, 0, 100]])
     boxes = np.array([[40, 0, 60, 100], [60, 0, 80, 100], [180, 0, 200, 100]], float)
@@ -161,8 +165,8 @@ def test_persons_of_any_gate_and_ignored_regions_count(picture, cut_toy):
 
 
 def test_overlap(picture, cut_toy):
-    beside = Box(140, 90, 240, 190, "beside")
-    assert reasons(cut_toy(picture(beside, CENTRE))) == [Reason.OVERLAP, None]
+    small, beside = Box(199, 149, 201, 151, "small"), Box(140, 90, 240, 190, "beside")
+    assert reasons(cut_toy(picture(small, beside, CENTRE))) == [Reason.TOO_SMALL, Reason.OVERLAP, None]
 
 
 def test_a_dropped_box_suppresses_nothing(picture, cut_toy):

@@ -5,8 +5,8 @@ which also reads every header. What the file says besides its pixels is treated 
 upright by EXIF, transparent parts over white, first frame of an animation, colour profile ignored; 16 bits become 8.
 
 The fast way to a small picture is not to compute the large one: a JPEG's blocks of 8x8 frequencies give 4x4, 2x2 or 1
-pixel directly ("DCT scaling" of libjpeg). Pixel (i, j) of such a reduction by f covers the pixels if to (i+1)f - 1, and
-jf to (j+1)f - 1, of the full picture.
+pixel directly ("DCT scaling" of libjpeg). Pixel i of a row or column that is reduced by f covers the pixels from f*i to
+f*(i + 1) of the full one, half-open.
 
 What is not found: a JPEG that is damaged in the middle but has its end; the decoder paints over it without a word.
 """
