@@ -134,6 +134,12 @@ def test_missing_folders_are_named_all_at_once(tmp_path):
         run.restore(settings(tmp_path))
 
 
+def test_workers_change_nothing(folder, done, tmp_path):
+    run.restore(settings(folder, output=tmp_path, workers=2))
+    name = "restored/real/gaussian/a.png"
+    assert (tmp_path / name).read_bytes() == (done.output / name).read_bytes()
+
+
 def test_cost_is_measured_once(folder, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("osdhuman.benchmark.cost.cost", lambda restorer, size: calls.append(size) or {"macs": 1})

@@ -85,6 +85,7 @@ class EvalConfig(Config):
     device: str = "cpu"
     batch: int = Field(8, gt=0)  # pictures measured at once
     restore_batch: int = Field(1, gt=0)
+    workers: int = Field(1, gt=0)  # processes that restore and measure, one folder each at a time; 1 on a GPU
     cost: bool = True
     cost_size: int = Field(512, gt=0)
     strips: tuple[StripConfig, ...] = ()  # none: `strips_per_set`, evenly spaced over the names

@@ -60,6 +60,7 @@ def write_page(config: EvalConfig) -> Path:
         title=f"Human body restoration: Table {table.number}, measured",
         lead=escape("; ".join(f"{set_.title or name}: {set_.note or 'no note'}" for name, set_ in config.sets.items())),
         means=_means(table),
+        legend=_legend(table),
         footnotes="".join(f"<li>{escape(note)}</li>" for note in table.footnotes),
         preview=_preview_note(config),
         cost=_cost(config),
@@ -91,6 +92,13 @@ def _means(table: Table) -> str:
     rank = '<th rowspan="2">Average rank</th>'
     head = f"<tr>{''.join(first)}{rank}</tr><tr>{''.join(second)}</tr>"
     return f'<table id="means"><thead>{head}</thead><tbody>{body}</tbody></table>'
+
+
+def _legend(table: Table) -> str:
+    groups = " of each group" if table.number == 2 else ""
+    text = f"Best and second best{groups} in red and cyan. Small: 95&nbsp;% bootstrap interval of the mean over images."
+    published = any(cell.paper is not None for row in table.rows for cell in row.cells.values())
+    return text + (" In italics: the paper's own numbers, for the paper's own restored pictures." if published else "")
 
 
 def _mean_rows(table: Table, row: Row) -> Iterator[str]:
@@ -137,7 +145,9 @@ def _plain(value: Any) -> str:
 
 
 def _image_columns(table: Table, set_: str) -> list[Column]:
-    return [column for column in table.columns if column.set == set_ and column.metric.scope == "image"]
+    """The metrics of single pictures that any method has on a set."""
+    columns = [column for column in table.columns if column.set == set_ and column.metric.scope == "image"]
+    return [column for column in columns if any(row.cells[column.key].judged for row in table.rows)]
 
 
 def _scores(config: EvalConfig, table: Table) -> Iterator[dict[str, Any]]:

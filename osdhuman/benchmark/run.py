@@ -13,8 +13,14 @@ elsewhere; what is there is not done twice. A method that fails leaves its row e
 """
 
 import json
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+import torch
 
 from osdhuman.benchmark.config import EvalConfig, MethodConfig
 from osdhuman.config import dump_config
@@ -40,67 +46,69 @@ def write_config(config: EvalConfig) -> None:
 
 
 def restore(config: EvalConfig) -> Failures:
-    """Restore every set by every method that has a restorer. Records in not_run.json what could not be loaded."""
-    from osdhuman.benchmark.restore import restore_folder
-
+    """Restore every set by every method that has a restorer. Records in not_run.json what could not be done."""
     _require_folders(config, "lq")
-    failures: Failures = {}
-    for name, method in _restorers(config):
-
-        def work(name: str = name, method: MethodConfig = method) -> None:
-            restorer = load(config, method)
-            for set_, settings in config.sets.items():
-                output = config.output / "restored" / set_ / name
-                report = restore_folder(restorer, settings.lq, output, config.seed, config.restore_batch)
-                if report.failed:
-                    some = "; ".join(map(str, report.failed[:3]))
-                    raise ValueError(f"{len(report.failed)} pictures of set {set_} failed: {some}")
-
-        failures |= _attempt(name, work)
+    failures = _each(config, _restore_all_sets, {name: (name,) for name, _ in _restorers(config)})
     _write_json(config.output / "not_run.json", failures)
     return failures
 
 
+def _restore_all_sets(config: EvalConfig, name: str) -> None:
+    from osdhuman.benchmark.restore import restore_folder
+
+    restorer = load(config, config.methods[name])
+    for set_, settings in config.sets.items():
+        output = config.output / "restored" / set_ / name
+        report = restore_folder(restorer, settings.lq, output, config.seed, config.restore_batch)
+        if report.failed:
+            some = "; ".join(map(str, report.failed[:3]))
+            raise ValueError(f"{len(report.failed)} pictures of set {set_} failed: {some}")
+
+
 def measure(config: EvalConfig) -> Failures:
     """Measure every folder of restored pictures that is there, ours and those named by `images`."""
+    from osdhuman.benchmark.strips import images_of
+
+    _require_folders(config, "hq")
+    return _each(
+        config,
+        _measure_folder,
+        {
+            f"{name} on {set_}": (set_, name)
+            for set_ in config.sets
+            for name, method in config.methods.items()
+            if set_ in method.images or any(images_of(config, set_, name).rglob("*.png"))  # else the table says why not
+        },
+    )
+
+
+def _measure_folder(config: EvalConfig, set_: str, name: str) -> None:
     from osdhuman.benchmark.measure import measure as measure_folder
     from osdhuman.benchmark.strips import images_of
     from osdhuman.iqa import METRICS
 
-    _require_folders(config, "hq")
-    failures: Failures = {}
-    for set_, settings in config.sets.items():
-        metrics = [name for name in config.metrics if settings.hq or not METRICS[name].reference]
-        for name, method in config.methods.items():
-            folder = images_of(config, set_, name)
-            if set_ not in method.images and not any(folder.rglob("*.png")):
-                continue  # not restored; the table says why
-
-            def work(folder: Path = folder, set_: str = set_, name: str = name, metrics: list[str] = metrics) -> None:
-                output = config.output / "scores" / set_ / name
-                reference = config.sets[set_].hq
-                measure_folder(folder, output, metrics, reference, (set_, name), config.device, config.batch)
-
-            failures |= _attempt(f"{name} on {set_}", work)
-    return failures
+    reference = config.sets[set_].hq
+    metrics = [metric for metric in config.metrics if reference or not METRICS[metric].reference]
+    output = config.output / "scores" / set_ / name
+    folder = images_of(config, set_, name)
+    measure_folder(folder, output, metrics, reference, (set_, name), config.device, config.batch)
 
 
 def cost(config: EvalConfig) -> Failures:
-    """Measure seconds, memory, parameters and MACs of every method that has a restorer, unless it was done."""
-    from osdhuman.benchmark.cost import cost as measure_cost
-
-    failures: Failures = {}
+    """Measure seconds, memory, parameters and MACs of every method that has a restorer, one at a time, unless done."""
+    jobs = {}
     for name, method in _restorers(config):
         path = config.output / "cost" / f"{name}.json"
         asked = {"restorer": method.restorer, "settings": method.settings, "size": config.cost_size}
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("asked") == asked:
-            continue
+        if not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get("asked") != asked:
+            jobs[f"cost of {name}"] = (name, path, asked)
+    return _each(config.model_copy(update={"workers": 1}), _measure_cost, jobs)
 
-        def work(method: MethodConfig = method, path: Path = path, asked: dict = asked) -> None:
-            _write_json(path, {"asked": asked, **measure_cost(load(config, method), size=config.cost_size)})
 
-        failures |= _attempt(f"cost of {name}", work)
-    return failures
+def _measure_cost(config: EvalConfig, name: str, path: Path, asked: dict) -> None:
+    from osdhuman.benchmark.cost import cost as measure_cost
+
+    _write_json(path, {"asked": asked, **measure_cost(load(config, config.methods[name]), size=config.cost_size)})
 
 
 def tables_and_figures(config: EvalConfig) -> list[Path]:
@@ -126,12 +134,37 @@ def _restorers(config: EvalConfig) -> Iterator[tuple[str, MethodConfig]]:
     return ((name, method) for name, method in config.methods.items() if method.restorer is not None)
 
 
-def _attempt(name: str, work: Callable[[], None]) -> Failures:
+def _each(config: EvalConfig, work: Callable[..., None], jobs: dict[str, tuple]) -> Failures:
+    """Call `work(config, *arguments)` for each job, `config.workers` at a time; which failed, and why."""
+    if config.workers == 1:
+        reasons = {name: _attempt(work, config, *arguments) for name, arguments in jobs.items()}
+    else:
+        threads = max(1, torch.get_num_threads() // config.workers)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(config.workers, context, _begin_worker, (threads,)) as pool:
+            calls = {name: pool.submit(_attempt, work, config, *arguments) for name, arguments in jobs.items()}
+            reasons = {name: call.result() for name, call in calls.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _attempt(work: Callable[..., None], *arguments: object) -> str | None:
     try:
-        work()
+        work(*arguments)
     except FAULTS as error:
-        return {name: str(error) or type(error).__name__}
-    return {}
+        return str(error) or type(error).__name__
+    return None
+
+
+def _begin_worker(threads: int) -> None:
+    """Share the cores, and end with the parent even if it is killed: the next run must find nobody at work."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _require_folders(config: EvalConfig, kind: str) -> None:

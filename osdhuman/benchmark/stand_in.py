@@ -102,7 +102,9 @@ def _write_ram(encoder: torch.nn.Module, sizes: TaggingConfig, training: TrainCo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = TaggingHead(sizes).eval()
-        torch.nn.init.normal_(head.label_embed)
+        torch.nn.init.normal_(head.label_embed, std=4)
+        for layer in head.layers:  # sharp attention, or all words would look at the same average and come together
+            layer.query.weight.data.mul_(10)
     (folder / "tags.txt").write_text("\n".join(WORDS) + "\n")
     thresholds = _median_scores(encoder, head, training)
     (folder / "thresholds.txt").write_text("\n".join(f"{value:.8f}" for value in thresholds.tolist()) + "\n")

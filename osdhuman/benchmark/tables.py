@@ -176,7 +176,11 @@ def build_table(config: EvalConfig) -> Table:
 
 
 def title_of(name: str, method: MethodConfig) -> str:
-    """What a row is called; that a model is tiny is part of its name."""
+    """What a method is called where it stands alone: that it is tiny, and what its prompts were read from, included."""
+    return _short_title(name, method) + (f", from {method.prompt_from.upper()}" if method.prompt_from else "")
+
+
+def _short_title(name: str, method: MethodConfig) -> str:
     return (method.title or name) + (" (tiny)" if method.tiny else "")
 
 
@@ -233,7 +237,7 @@ def not_run(config: EvalConfig, method: str) -> str:
 
 
 def _heads(number: int, name: str, method: MethodConfig) -> tuple[str, ...]:
-    title = title_of(name, method)
+    title = _short_title(name, method)
     if number == 4:
         return title, *("✓" if method.prompt_from == source else "" for source in ("hq", "lq"))
     return (method.group, title) if number == 2 else (title,)
@@ -271,6 +275,9 @@ def _footnotes(
         what = f"{rows[0]['images']} images, digest {rows[0]['inputs_digest'][:16]}" if rows else "not measured yet"
         own = "" if set_.paper else "not the paper's pictures, so its values do not stand beside"
         yield "; ".join(filter(None, [f"{set_.title or name}: {what}", set_.note, own])) + "."
+    for name, method in config.methods.items():
+        if method.note and any(of == name for _, of in scores):
+            yield f"{title_of(name, method)}: {method.note}."
     identities = {
         name: m for found in scores.values() for name, m in found.measurement["metrics"].items() if "mean" in m
     }
