@@ -53,19 +53,23 @@ def write_manifest(out: Path, entries: Mapping[int, Entry], settings: Mapping[st
 def fates(out: Path, shards: Sequence[int]) -> pl.DataFrame:
     """The rows of the manifest for these shards, with a column `shard`."""
     folders = {shard: out / "crops" / f"{shard:05d}" for shard in shards}
-    candidates = pl.concat(
-        [pl.scan_parquet(folder / "candidates.parquet").with_columns(shard=shard) for shard, folder in folders.items()]
-    )
-    digests = pl.concat([pl.scan_parquet(folder / "digests.parquet") for folder in folders.values()])
-    selection = pl.scan_parquet(out / "selection" / "selection.parquet").rename({"reason": "later", "detail": "why"})
+    candidates = [
+        pl.read_parquet(folder / "candidates.parquet").with_columns(shard=shard) for shard, folder in folders.items()
+    ]
+    digests = pl.concat([pl.read_parquet(folder / "digests.parquet") for folder in folders.values()])
+    selection = pl.scan_parquet(out / "selection" / "selection.parquet").join(digests.lazy(), on="id", how="semi")
+    decided = selection.collect(engine="streaming").rename({"reason": "later", "detail": "why"})
     rows = (
-        candidates.join(digests, on="id", how="left", maintain_order="left", validate="1:1")
-        .join(selection, on="id", how="left", maintain_order="left", validate="1:1")
+        pl.concat(candidates)
+        .join(digests, on="id", how="left", maintain_order="left", validate="1:1")
+        .join(decided, on="id", how="left", maintain_order="left", validate="1:1")
         .with_columns(pl.coalesce("reason", "later"), pl.coalesce("detail", "why"))
-        .drop("later", "why")
-        .collect()
     )
-    metrics = [name for name in rows.columns if name not in {*CANDIDATES, *DIGESTS, "normalized", "split", "shard"}]
+    metrics = [
+        name
+        for name in rows.columns
+        if name not in {*CANDIDATES, *DIGESTS, "normalized", "split", "later", "why", "shard"}
+    ]
     return rows.select(*CANDIDATES, *metrics, "normalized", "split", "crop_sha256", "shard")
 
 
@@ -76,14 +80,14 @@ def _blocks(shards: Sequence[int]) -> Iterator[Sequence[int]]:
 
 @contextmanager
 def _parquet_writer(path: Path, settings: Mapping[str, str]) -> Iterator[Callable[[pl.DataFrame], None]]:
-    """A function that appends a frame as one row group."""
+    """A function that appends a frame as one row group; in one piece, as pieces would show in the bytes."""
     import pyarrow.parquet as pq
 
     writer = None
 
     def write(frame: pl.DataFrame) -> None:
         nonlocal writer
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(settings)
+        table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).replace_schema_metadata(settings)
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
 
