@@ -89,6 +89,11 @@ def test_a_crop_without_a_finite_score_is_dropped_and_in_no_mean(tmp_path: Path,
     assert "musiq" in table["detail"][2] and "not finite" in table["detail"][2]
 
 
+def test_a_metric_of_the_test_limits_alone_drops_no_crop_of_train(tmp_path: Path):
+    table = decide(tmp_path, [crop(1, brisque=math.nan), crop(2, brisque=9.0)], test_limits={"brisque": [None, 50]})
+    assert fates(table) == ["train", "train"]
+
+
 def test_mean_and_spread_are_written_in_the_metrics_own_direction(tmp_path: Path):
     decide(tmp_path, [crop(1, niqe=3.0), crop(2, niqe=5.0)])
     written = json.loads((tmp_path / "selection" / "selection.json").read_text())
@@ -259,6 +264,11 @@ def test_test_is_sampled_within_limits(tmp_path: Path):
     assert table["detail"][0] == "musiq 0.0 is outside [2.0, 4.0]"
 
 
+def test_a_limit_may_be_open(tmp_path: Path):
+    crops = [crop(n, source="voc", musiq=float(n)) for n in range(4)]
+    assert fates(decide(tmp_path, crops, test_limits={"musiq": [2, None]}))[1:] == [Reason.BELOW_FLOOR, "test", "test"]
+
+
 def test_test_has_exactly_its_crops_where_there_are_enough(tmp_path: Path):
     table = decide(tmp_path, [crop(n, source="voc") for n in range(20)], test=5)
     assert sorted(map(str, fates(table))) == [Reason.NOT_SAMPLED] * 15 + ["test"] * 5
@@ -282,6 +292,13 @@ def test_every_crop_has_a_split_or_a_reason(tmp_path: Path):
 def test_counts_add_up_to_the_crops(tmp_path: Path):
     out = write(tmp_path, [crop(n) for n in range(20)])
     assert select(out, config(top=0.5, val=2), []) == {"train": 8, "val": 2, str(Reason.NOT_TOP_THIRD): 10}
+
+
+def test_no_crops_at_all_are_an_empty_selection(tmp_path: Path):
+    out = write(tmp_path, [crop(1)])
+    for path in (out / "crops" / "00000" / "candidates.parquet", out / "scores" / "00000" / "scores.parquet"):
+        pl.read_parquet(path).clear().write_parquet(path)
+    assert select(out, config(), []) == {}
 
 
 def test_shards_and_their_order_do_not_matter(tmp_path: Path):

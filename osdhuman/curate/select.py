@@ -91,7 +91,6 @@ def select(out: Path, config: SelectConfig, test_sources: Sequence[str]) -> dict
     crops = read_crops(out, config, test_sources)
     verdicts = Verdicts(len(crops))
     drop_duplicates(crops, find_duplicates(out, crops), verdicts)
-    drop_unscored(crops, verdicts, config)
     statistics = select_train(crops, verdicts, config)
     select_test(crops, verdicts, config)
     return write_selection(out, crops, verdicts, statistics)
@@ -195,33 +194,48 @@ def higher_is_better(name: str) -> bool:
     return METRICS[name].higher_is_better
 
 
-def drop_unscored(crops: pl.DataFrame, verdicts: Verdicts, config: SelectConfig) -> None:
-    """A metric may fail, on a flat crop say: without a finite score a crop is in no mean and no split."""
-    names = list(dict.fromkeys([*config.metrics, *config.test_limits]))
-    failed = {name: ~np.isfinite(crops[name].to_numpy()) for name in names}
-    places = verdicts.undecided(np.any(list(failed.values()), axis=0))
-    detail = _explain({name: (failed[name][places], "is not finite") for name in names}, crops[places])
-    verdicts.drop(places, Reason.BELOW_FLOOR, detail)
+def drop_unscored(crops: pl.DataFrame, places: np.ndarray, names: Iterable[str], verdicts: Verdicts) -> np.ndarray:
+    """Drop the crops that a metric could not judge, a flat one say; returns the places of the others."""
+    failed = {name: ~np.isfinite(crops[name].to_numpy()[places]) for name in names}
+    return drop_failed(crops, places, {name: (failed[name], "is not finite") for name in failed}, verdicts)
+
+
+def drop_failed(
+    crops: pl.DataFrame, places: np.ndarray, failed: Mapping[str, tuple[np.ndarray, str]], verdicts: Verdicts
+) -> np.ndarray:
+    """Drop the crops that a metric speaks against; returns the places of the others.
+
+    `failed` says for each metric of which `places`, and in which words: "niqe 7.1 is ...".
+    """
+    fails = np.any([np.zeros(len(places), bool), *(by for by, _ in failed.values())], axis=0)
+    if not fails.any():
+        return places
+    parts = [
+        pl.when(pl.Series(by[fails])).then(
+            pl.format("{} {} {}", pl.lit(name), pl.col(name).fill_null(math.nan).round_sig_figs(6), pl.lit(text))
+        )
+        for name, (by, text) in failed.items()
+    ]
+    detail = crops[places[fails]].select(pl.concat_str(parts, separator="; ", ignore_nulls=True)).to_series()
+    verdicts.drop(places[fails], Reason.BELOW_FLOOR, detail)
+    return places[~fails]
 
 
 def select_train(crops: pl.DataFrame, verdicts: Verdicts, config: SelectConfig) -> dict[str, Any]:
-    """Eq. 1, top third, floors, val; returns what was computed on the way."""
+    """Eq. 1, top third, floors, val; returns mean and standard deviation of the metrics, and the floors."""
     places = verdicts.undecided(~crops["is_test"].to_numpy())
-    scores = {name: oriented(name, crops[name].to_numpy())[places] for name in config.metrics}
-    normalized, statistics = normalize(scores)
-    verdicts.normalized[places] = normalized
-    top = top_share(normalized, config.top)
+    places = drop_unscored(crops, places, config.metrics, verdicts)
+    scores = {name: oriented(name, crops[name].to_numpy()[places]) for name in config.metrics}
+    verdicts.normalized[places], statistics = normalize(scores)
+    top = top_share(verdicts.normalized[places], config.top)
     verdicts.drop(np.delete(places, top), Reason.NOT_TOP_THIRD)
+
     places, scores = places[top], {name: values[top] for name, values in scores.items()}
-
     floors = resolve_floors(config.floors, scores)
-    low = {name: scores[name] < floor for name, floor in floors.items()}
-    fails = np.any([np.zeros(len(places), bool), *low.values()], axis=0)
-    raw = {name: oriented(name, np.float64(floor)).item() for name, floor in floors.items()}
-    words = {name: (low[name][fails], f"misses the floor {raw[name]:.6g}") for name in floors}
-    verdicts.drop(places[fails], Reason.BELOW_FLOOR, _explain(words, crops[places[fails]]))
-
-    split_val(places[~fails], crops["picture"].to_numpy()[places[~fails]], verdicts, config)
+    raw = {name: float(oriented(name, np.float64(floor))) for name, floor in floors.items()}
+    failed = {name: (scores[name] < floors[name], f"misses the floor {raw[name]:.6g}") for name in floors}
+    places = drop_failed(crops, places, failed, verdicts)
+    split_val(places, crops["picture"].to_numpy()[places], verdicts, config)
     signed = {name: {**values, "mean": oriented(name, values["mean"])} for name, values in statistics.items()}
     return {"metrics": signed, "floors": raw}
 
@@ -243,7 +257,7 @@ def normalize(scores: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, d
 
 def _mean_and_std(values: np.ndarray) -> tuple[float, float]:
     if len(values) == 0 or values.min() == values.max():  # where rounding could make a spread of nothing
-        return (float(values[0]) if len(values) else math.nan), 0.0
+        return (float(values[0]) if len(values) else 0.0), 0.0
     mean = math.fsum(memoryview(values)) / len(values)
     return mean, math.sqrt(math.fsum(memoryview(np.square(values - mean))) / len(values))
 
@@ -290,19 +304,6 @@ def _common_place(ordered: Mapping[str, np.ndarray], scores: Mapping[str, np.nda
     return int(np.partition(worst, removed)[removed]) - 1
 
 
-def _explain(words: Mapping[str, tuple[np.ndarray, str]], crops: pl.DataFrame) -> pl.Series:
-    """For each of `crops` the metrics to blame: {metric: (which crops, what is wrong)} -> "niqe 7.1 is ..."."""
-    if not len(crops):
-        return pl.Series([], dtype=pl.String)
-    parts = [
-        pl.when(pl.Series(blamed)).then(
-            pl.format("{} {} {}", pl.lit(name), pl.col(name).fill_null(math.nan).round_sig_figs(6), pl.lit(text))
-        )
-        for name, (blamed, text) in words.items()
-    ]
-    return crops.select(pl.concat_str(parts, separator="; ", ignore_nulls=True)).to_series()
-
-
 # -------------------------------------------------------------------------------------------------------------- splits
 
 
@@ -326,16 +327,13 @@ def split_val(places: np.ndarray, pictures: np.ndarray, verdicts: Verdicts, conf
 def select_test(crops: pl.DataFrame, verdicts: Verdicts, config: SelectConfig) -> None:
     """Crops of test sources within the limits, drawn in seeded order (paper 4.2); no ranking."""
     places = verdicts.undecided(crops["is_test"].to_numpy())
-    words = {}
+    places = drop_unscored(crops, places, dict.fromkeys([*config.metrics, *config.test_limits]), verdicts)
+    outside = {}
     for name, (low, high) in config.test_limits.items():
         scores = crops[name].to_numpy()[places]
-        outside = (scores < (-np.inf if low is None else low)) | (scores > (np.inf if high is None else high))
-        words[name] = (outside, f"is outside [{low}, {high}]")
-    fails = np.any([np.zeros(len(places), bool), *(outside for outside, _ in words.values())], axis=0)
-    words = {name: (outside[fails], text) for name, (outside, text) in words.items()}
-    if fails.any():
-        verdicts.drop(places[fails], Reason.BELOW_FLOOR, _explain(words, crops[places[fails]]))
-    places = places[~fails]
+        below, above = low is not None and scores < low, high is not None and scores > high
+        outside[name] = (np.broadcast_to(below | above, scores.shape), f"is outside [{low}, {high}]")
+    places = drop_failed(crops, places, outside, verdicts)
     drawn = np.lexsort((places, seeded(config.seed, crops["id"][places].to_list())))
     verdicts.split[places[drawn[: config.test]]] = "test"
     verdicts.drop(places[drawn[config.test :]], Reason.NOT_SAMPLED)
