@@ -230,13 +230,18 @@ def test_an_unfinished_run_is_an_error_that_says_what_is_missing(tmp_path):
 # Tags
 
 
-def test_tags_stand_beside_the_papers(out, tmp_path):
+def test_tags_stand_beside_the_papers(run, tmp_path):
     rows = [("a", ["man", "shirt"], None), ("b", ["man"], None)]
     (tmp_path / "tags").mkdir()
     pl.DataFrame(rows, schema=CHUNK, orient="row").write_parquet(tmp_path / "tags/00000.parquet")
-    html = module.tags_section(tmp_path / "tags", None, tmp_path)
+    html = module.tags_section(run, tmp_path / "tags", None, tmp_path)
     assert "RAM++ finds 1.50 tags in each of 2 pictures (paper: 13.32)" in html
     assert (tmp_path / "tags.csv").read_text() == "tag,category,count\nman,People,2\nshirt,Clothing,1\n"
+
+
+def test_a_folder_of_tags_that_holds_none_is_an_error(out, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no tags"):
+        module.tags_section(read_run(out), tmp_path, None, tmp_path)
 
 
 def test_shares_of_categories_are_of_all_tags():

@@ -91,7 +91,8 @@ def report(
 
     `folders` adds rows to Table 1: name -> folder of pictures, whose scores are kept in `output`/scores. `tags` is what
     `osdhuman.curate.tags.tag_folder` wrote for PERSONA train, by default `out`/tags; `categories` is another map of
-    tags than ours. `seed` draws the pictures of Fig. 6. Raises FileNotFoundError if `out` is not a finished run.
+    tags than ours. `seed` draws the pictures of Fig. 6. Raises FileNotFoundError if `out` is not a finished run,
+    or `tags` holds no tags.
     """
     run = read_run(out)
     figures = output / "figures"
@@ -104,7 +105,7 @@ def report(
         sheet_section(run, figures, seed),
         persons_section(run, figures),
         limits_section(run, figures),
-        tags_section(out / "tags" if tags is None else tags, categories, output),
+        tags_section(run, tags, categories, output),
         sources_section(run),
     ]
     with replacing(output / "report.html") as part:
@@ -115,9 +116,7 @@ def report(
 def read_run(out: Path) -> Run:
     for name in ("manifest.parquet", "account.json"):
         if not (out / name).is_file():
-            raise FileNotFoundError(
-                f"{out} is not a finished run of HQ-ACF: {name} is missing; run scripts/hq_acf.py on"
-            )
+            raise FileNotFoundError(f"{out} is not a finished run of HQ-ACF: {name} is missing; run it to its end")
     rows = pl.scan_parquet(out / "manifest.parquet")
     columns = rows.collect_schema().names()
     return Run(
@@ -403,28 +402,25 @@ def _jpeg(pixels: np.ndarray) -> str:
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 
-def tags_section(folder: Path, categories: Path | None, output: Path) -> str:
+def tags_section(run: Run, folder: Path | None, categories: Path | None, output: Path) -> str:
     """Fig. 7, or how to get it."""
     title = "Tags of PERSONA train (Fig. 7)"
-    if not list(folder.glob("*.parquet")):
+    if folder is None and not (run.out / "tags").is_dir():
         return page.section(title, page.text(NO_TAGS))
-    counts = count_tags(folder, read_categories(categories) if categories else None)
+    counts = count_tags(folder or run.out / "tags", read_categories(categories) if categories else None)
     _write_csv(output / "tags.csv", [counts.per_tag.columns, *counts.per_tag.iter_rows()])
-    run = {name: (tags, distinct) for name, tags, distinct in counts.per_category.iter_rows()}
-    drawing = (
-        save(output / "figures", "figure7", draw_tags, run, paper.FIGURE_7) if sum(t for t, _ in run.values()) else ()
-    )
+    found = {name: (tags, distinct) for name, tags, distinct in counts.per_category.iter_rows()}
     whose = f"the map {categories.name}" if categories else "our own map of common words, as the paper's is unpublished"
-    return page.section(
-        title,
-        page.text(
-            f"RAM++ finds {counts.per_image:.2f} tags in each of {counts.images:,} pictures (paper: "
-            f"{PAPER_TAGS_PER_IMAGE}). Categories are by {whose}; what it does not know is Unsorted."
-        ),
-        *([page.plot(*drawing, "Angles are tags; labels give tags and distinct tags.")] if drawing else []),
-        page.table(*category_table(run)),
-        page.text("Most frequent: " + ", ".join(f"{tag} {n:,}" for tag, _, n in counts.per_tag.head(30).iter_rows())),
+    words = (
+        f"RAM++ finds {counts.per_image:.2f} tags in each of {counts.images:,} pictures (paper: "
+        f"{PAPER_TAGS_PER_IMAGE}). Categories are by {whose}; what it does not know is Unsorted."
     )
+    frequent = ", ".join(f"{tag} {count:,}" for tag, _, count in counts.per_tag.head(30).iter_rows())
+    blocks = [page.text(words), page.table(*category_table(found)), page.text(f"Most frequent: {frequent}")]
+    if frequent:
+        drawing = save(output / "figures", "figure7", draw_tags, found, paper.FIGURE_7)
+        blocks.insert(1, page.plot(*drawing, "Angles are tags; labels give tags and distinct tags."))
+    return page.section(title, *blocks)
 
 
 def category_table(run: Mapping[str, tuple[int, int]]) -> tuple[list[str], list[list[str]]]:
