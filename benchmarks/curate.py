@@ -6,9 +6,10 @@ PHOTOGRAPHS is a folder of JPEGs; the box of each is the largest square in its m
 and at the size of a camera: enlarged to 4000 pixels and saved again as JPEG (synthetic: their finest structure is that
 of the small ones, so their files are smaller and faster to decode than a camera's).
 
-All rows do eight pictures in turn, in one process of one thread, so that a busy machine slows all alike; `cpu ms` counts
-only the time in which the process really ran. The Pillow loop decodes everything and measures the Laplacian at full
-size; ours also checks, judges the box and hashes the file. The scaling counts wall time, without the workers' start.
+All rows do eight pictures in turn, in one process of one thread, so that a busy machine slows all alike; `cpu ms`
+counts only the time in which the process really ran. The Pillow loop decodes everything and measures the Laplacian at
+full size; ours also checks, judges the box and hashes the file. The scaling counts wall time, without the workers'
+start, and wants a machine that does nothing else; `--workers` without a number leaves it out.
 """
 
 import argparse
@@ -47,7 +48,8 @@ def main() -> int:
         results += measure("camera", Path(folder), enlarged, args.rounds)
     print(markdown(results))
     scaling = [scale(workers, args.photographs, records, args.rounds) for workers in args.workers]
-    print("\n" + markdown(scaling))
+    if scaling:
+        print("\n" + markdown(scaling))
     if args.json:
         write_json(args.json, {"machine": machine("cpu", 1), "results": results, "scaling": scaling})
     return 0
@@ -60,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=8, help="... every so manieth of the folder")
     parser.add_argument("--cameras", type=int, default=10, help="how many of them are enlarged")
     parser.add_argument("--rounds", type=int, default=3, help="the fastest counts")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not any(args.photographs.glob("*.jpg")):

@@ -143,6 +143,7 @@ def test_overlap_at_the_limit_is_kept():
         (Box(50, 60, 50, 160), Reason.BAD_BOX),
         (Box(90, 60, 50, 160), Reason.BAD_BOX),
         (Box(float("nan"), 60, 50, 160), Reason.BAD_BOX),
+        (Box(50, 60, float("inf"), 160), Reason.BAD_BOX),
         (Box(50, 60, 81, 91), Reason.TOO_SMALL),
         (Box(390, 0, 500, 20), Reason.TOO_SMALL),
         (Box(0, 100, 400, 200), Reason.NO_FIT),

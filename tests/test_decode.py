@@ -75,9 +75,10 @@ def test_exif_orientation_is_applied(orientation, suffix):
     assert difference.shape == CORNERS.shape and np.abs(difference).mean() < 4
 
 
-def test_turned_picture_says_so_with_its_upright_size():
-    decoded = decode(turned(CORNERS, 6), DecodeConfig())
-    assert (decoded.width, decoded.height, decoded.rotated) == (64, 48, True)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_upright_and_the_turn_is_told(orientation):
+    decoded = decode(turned(CORNERS, orientation), DecodeConfig())
+    assert (decoded.width, decoded.height, decoded.rotated) == (64, 48, orientation != 1)
 
 
 def test_invalid_orientation_counts_as_none():
@@ -165,6 +166,11 @@ def test_truncated_jpeg_with_a_whole_thumbnail(tail):
     exif = b"Exif\0\0" + b"MM\0*\0\0\0\x08\0\0\0\0\0\0" + encode(PHOTOGRAPH[:64, :64])
     data = encode(PHOTOGRAPH, exif=exif)
     assert fault(data[: len(data) // 2] + tail).reason == Reason.TRUNCATED
+
+
+def test_markers_may_be_preceded_by_fill_bytes():
+    data = encode(PHOTOGRAPH)
+    assert decode(data[:2] + b"\xff\xff\xff" + data[2:], DecodeConfig()).width == 512
 
 
 def test_bytes_after_the_end_do_no_harm():
