@@ -13,7 +13,7 @@ from skimage.data import astronaut
 from osdhuman.config import ConfigError, parse_config
 from osdhuman.curate.decode import DecodeConfig, DecodeFault, decode, read_header, reduction
 from osdhuman.curate.record import ImageRecord, Reason
-from osdhuman.curate.sharpness import SharpnessConfig, estimate_threshold, laplacian_variance
+from osdhuman.curate.sharpness import SharpnessConfig, estimate_threshold, laplacian_variance, measuring_factor
 
 PHOTOGRAPH = astronaut()
 LARGE = np.tile(PHOTOGRAPH, (2, 2, 1))[:768]
@@ -234,6 +234,11 @@ def test_laplacian_of_a_single_pixel_by_hand():
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[50, 50] = 10  # the Laplacian is -40 there, 10 at four neighbours, and 0 on average
     assert laplacian_variance(pixels) == pytest.approx((40**2 + 4 * 10**2) / 100**2)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(300, 1), (2047, 1), (2048, 2), (4095, 2), (4096, 4)])
+def test_sharpness_is_read_at_twice_its_size_at_least(side, factor):
+    assert measuring_factor(100, side) == measuring_factor(side, 100) == factor
 
 
 def test_one_colour_has_no_sharpness():
