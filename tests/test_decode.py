@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -288,7 +289,7 @@ def test_sample_depends_on_the_seed_and_not_on_the_order(source, tmp_path):
     assert threshold(source[:5], 1) == threshold(source[4::-1], 1) != threshold(source[:5], 2)
 
 
-def test_pictures_without_persons_are_not_sampled(tmp_path):
-    with pytest.raises(ValueError, match="none can be read"):
-        config = SharpnessConfig(threshold=None, quantile=0.5)
-        estimate_threshold([ImageRecord("toy", "0.png", "0", ())], tmp_path, config)
+def test_pictures_without_persons_are_not_sampled(source, tmp_path):
+    nobody = [replace(record, boxes=()) for record in source]
+    with pytest.raises(ValueError, match="of 0 sampled pictures"):
+        estimate_threshold(nobody, tmp_path, SharpnessConfig(threshold=None, quantile=0.5))
