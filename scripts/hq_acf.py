@@ -58,8 +58,8 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     from osdhuman.curate.pipeline import HQACFConfig, run
 
     config = load_config(HQACFConfig, arguments.config, arguments.overrides)
-    print(dump_config(config), end="")
     if arguments.dry_run:
+        print(dump_config(config), end="")
         return 0
     print(account_text(run(config)))
     print(f"PERSONA is in {config.out / 'persona'}, the fate of every candidate in {config.out / 'manifest.parquet'}")

@@ -8,6 +8,7 @@ finished is never done again, so the same command goes on after any stop, and en
 
 import fcntl
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -195,7 +196,7 @@ def refuse_other_settings(config: HQACFConfig, before: dict) -> None:
         lines = [f"{config.out} holds a run with other settings:"]
         lines += [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()]
         lines += ["choose another folder with out=..., or delete what depends on them and run again:"]
-        raise ValueError("\n".join([*lines, f"  rm -r {' '.join(spoilt)}"]))
+        raise ValueError("\n".join([*lines, f"  rm -r {shlex.join(spoilt)}"]))
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, tuple]]:
