@@ -16,6 +16,7 @@ from PIL import Image
 from osdhuman.benchmark import run
 from osdhuman.benchmark.ablation import evaluation_of, training_of
 from osdhuman.benchmark.config import AblationConfig, EvalConfig
+from osdhuman.benchmark.cost_table import cost_table
 from osdhuman.benchmark.report import write_page
 from osdhuman.benchmark.strips import draw_strip, evenly_spaced, most_different_box
 from osdhuman.config import load_config, parse_config
@@ -147,6 +148,24 @@ def test_cost_is_measured_once(folder, tmp_path, monkeypatch):
     run.cost(config)
     run.cost(config)
     assert calls == [64]
+
+
+def test_the_cost_table_gives_units_and_leaves_out_what_a_method_has_not(folder, tmp_path):
+    config = settings(folder, output=tmp_path)
+    measured = {
+        "seconds_median": 0.25,
+        "macs": 18.4e9,
+        "parameters": None,
+        "size": 512,
+        "batch": 1,
+        "memory": "resident",
+    }
+    (tmp_path / "cost").mkdir()
+    machine = {"device": "cpu", "device_name": "Some CPU", "dtype": "float32", "threads": 2}
+    (tmp_path / "cost" / "input.json").write_text(json.dumps(measured | machine))
+    heads, line = cost_table(config)
+    found = dict(zip(heads, line, strict=True))
+    assert (found["Seconds, median"], found["MACs, G"], found["Parameters, M"]) == ("0.25", "18.4", "")
 
 
 # -- strips

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from osdhuman.benchmark.config import EvalConfig
+from osdhuman.benchmark.cost_table import cost_table
 from osdhuman.benchmark.strips import evenly_spaced, images_of, picture_at, restored_names
 from osdhuman.benchmark.tables import (
     HEADS,
@@ -120,28 +121,13 @@ def _mean_cell(cell: Cell, column: Column) -> str:
 
 
 def _cost(config: EvalConfig) -> str:
-    """What was measured of each method's cost, as it was written down."""
-    paths = {name: config.output / "cost" / f"{name}.json" for name in config.methods}
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
-    if not found:
+    lines = cost_table(config)
+    if not lines:
         return ""
-    plain = {name: {k: v for k, v in row.items() if not isinstance(v, dict | list)} for name, row in found.items()}
-    keys = list(dict.fromkeys(key for row in plain.values() for key in row))
-    head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in keys)
-    body = "".join(
-        f"<tr><td>{escape(title_of(name, config.methods[name]))}</td>"
-        + "".join(f"<td>{_plain(row.get(key))}</td>" for key in keys)
-        + "</tr>"
-        for name, row in plain.items()
-    )
-    table = f'<table><thead><tr><th class="text">Method</th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<h2>Cost</h2><div class="scroll">{table}</div>'
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else escape(str(value))
+    head = "".join(f"<th>{escape(text)}</th>" for text in lines[0])
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines[1:])
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<h2>Cost of one picture</h2><div class="scroll">{table}</div>'
 
 
 def _image_columns(table: Table, set_: str) -> list[Column]:

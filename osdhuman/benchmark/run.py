@@ -7,7 +7,7 @@ elsewhere; what is there is not done twice. A method that fails leaves its row e
     restored/<set>/<method>/NAME.png, restorer.json
     scores/<set>/<method>.parquet, .json
     cost/<method>.json
-    tables/table2.md, .tex, .csv, .json
+    tables/table2.md, .tex, .csv, .json, cost.md
     figures/<set>_<image>.png, .pdf
     report.html
 """
@@ -113,11 +113,16 @@ def _measure_cost(config: EvalConfig, name: str, path: Path, asked: dict) -> Non
 
 def tables_and_figures(config: EvalConfig) -> list[Path]:
     """Everything that is made from files alone: the table, the strips and the page."""
+    from osdhuman.benchmark.cost_table import cost_table
     from osdhuman.benchmark.report import write_page
     from osdhuman.benchmark.strips import write_strips
-    from osdhuman.benchmark.tables import write_table
+    from osdhuman.benchmark.tables import markdown_table, write_table
 
-    return [*write_table(config), *write_strips(config), write_page(config)]
+    paths = [*write_table(config), *write_strips(config), write_page(config)]
+    if lines := cost_table(config):
+        with replacing(config.output / "tables" / "cost.md") as part:
+            part.write_text(markdown_table(lines) + "\n", encoding="utf-8")
+    return paths
 
 
 def load(config: EvalConfig, method: MethodConfig):

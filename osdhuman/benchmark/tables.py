@@ -360,10 +360,11 @@ def markdown(table: Table) -> str:
         lines.append([*row.heads, *(_markdown_cell(row.cells[c.key], c) for c in table.columns), rank])
         lines += [[*heads, *values, ""] for heads, values in paper_rows(table, row)]
     notes = "\n".join(f"- {note}" for note in table.footnotes)
-    return f"# Table {table.number}\n\n{_markdown_table(lines)}\n\n{notes}\n{_markdown_differences(table, metrics)}"
+    return f"# Table {table.number}\n\n{markdown_table(lines)}\n\n{notes}\n{_markdown_differences(table, metrics)}"
 
 
-def _markdown_table(lines: list[list[str]]) -> str:
+def markdown_table(lines: list[list[str]]) -> str:
+    """Lines of cells as Markdown, the first being the heads."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
@@ -388,7 +389,7 @@ def _markdown_differences(table: Table, metrics: list[str]) -> str:
         return ""
     return (
         f"\n## Differences to {title}\n\nMean over the same images, 95 % bootstrap interval, p of a two-sided "
-        f"sign-flip test (not corrected for the number of comparisons).\n\n{_markdown_table(lines)}\n"
+        f"sign-flip test (not corrected for the number of comparisons).\n\n{markdown_table(lines)}\n"
     )
 
 
