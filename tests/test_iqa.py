@@ -209,6 +209,22 @@ def test_an_image_below_the_smallest_side_is_not_judged(name):
     assert [scorer(x, x).isnan().item() for x in (small, enough)] == [True, False]
 
 
+@pytest.mark.parametrize("name", ["ssim_y", "ssim_rgb", "niqe"])
+def test_faster_filters_change_nothing(name, monkeypatch):
+    used = []
+    monkeypatch.setattr(iqa, "_sum_of_shifts", lambda *pair, f=iqa._sum_of_shifts: used.append(pair) or f(*pair))
+    scorer, pair = load_scorer(name), [distorted(photograph()), photograph()][: 1 + METRICS[name].reference]
+    assert scorer(*pair).item() == pytest.approx(scorer.model(*pair).item(), abs=1e-10) and used
+
+
+def test_a_cpu_scores_one_image_at_a_time():  # which is faster there, and BRISQUE would depend on the batch
+    sizes = []
+    scorer = load_scorer("brisque")
+    scorer.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    scorer(torch.cat([photograph(0), photograph(1)]))
+    assert sizes == [1, 1]
+
+
 def test_scores_are_float64():
     assert load_scorer("psnr_y")(photograph(), photograph()).dtype == torch.float64
 

@@ -263,7 +263,7 @@ def _summary(name: str, scores: "_Scores", keys: Sequence[Key], unavailable: Map
     values = [scores.values[name][key] for key in keys]
     judged = [value for value in values if not math.isnan(value)]
     if not judged:
-        return {"unavailable": "it can judge none of these pictures (too small, or without texture)"}
+        return {"unavailable": "it can judge none of these pictures (too few, too small, or without texture)"}
     return {
         "mean": math.fsum(judged) / len(judged),
         "judged": len(judged),
