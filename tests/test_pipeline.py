@@ -240,7 +240,7 @@ def test_a_killed_driver_costs_nothing(root, tmp_path):
 
 
 def start_driver(root: Path, out: Path) -> subprocess.Popen:
-    """A run with two local workers in a process of its own. Its workers import the file too, and so get the toys."""
+    """A run on local processes in a process of its own. Its worker imports the file too, and so gets the toys."""
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import osdhuman.curate.pipeline as pipeline, osdhuman.curate.score as score
@@ -249,7 +249,7 @@ from pathlib import Path
 pipeline.load_scorers = score.load_scorers = toys.toy_scorers
 pipeline.build_detector = toys.toy_detector
 if __name__ == "__main__":
-    pipeline.run(toys.toy_config(Path({str(root)!r}), Path({str(out)!r})))
+    pipeline.run(toys.toy_config(Path({str(root)!r}), Path({str(out)!r}), engine={{"workers": 1}}))
 """
     (out.parent / "driver.py").write_text(code)
     return subprocess.Popen([sys.executable, out.parent / "driver.py"], stderr=subprocess.DEVNULL)

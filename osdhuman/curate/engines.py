@@ -33,7 +33,7 @@ ONE_THREAD = dict.fromkeys(
 
 
 class EngineConfig(Config):
-    """Who works. Nothing here changes a result."""
+    """Who works. Nothing here changes a result. Machines of a Ray cluster must see `out` and the sources alike."""
 
     kind: Literal["local", "ray"] = "local"
     workers: int | None = Field(None, gt=0)  # processes, or Ray tasks at once; None: as many as there are processors
