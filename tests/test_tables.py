@@ -186,7 +186,8 @@ def test_rows_of_another_variant_are_refused(settings, tmp_path, monkeypatch):
 
 def test_footnotes_say_count_and_digest(table):
     assert any(
-        "PERSONA-Val: 4 images, digest valvalvalvalvalv; of the OSDHuman paper" in note for note in table.footnotes
+        "PERSONA-Val: 4 of the paper's 4216 images, digest valvalvalvalvalv; of the OSDHuman paper" in note
+        for note in table.footnotes
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from osdhuman.iqa import Metric
 
 HEADS = {2: ("Type", "Methods"), 3: ("Training Dataset",), 4: ("Type", "From HQ", "From LQ")}
+PAPER_IMAGES = {"val": paper.VAL, "test": paper.TEST}
 CAPTIONS = {
     2: "Quantitative comparison.",
     3: "Ablation studies within different training datasets.",
@@ -272,7 +273,8 @@ def _footnotes(
     """What one must know to compare the numbers with others: pictures, metric variants, versions, what is missing."""
     for name, set_ in config.sets.items():
         rows = [found.measurement for (of, _), found in scores.items() if of == name]
-        what = f"{rows[0]['images']} images, digest {rows[0]['inputs_digest'][:16]}" if rows else "not measured yet"
+        of = f" of the paper's {PAPER_IMAGES[set_.paper]}" if set_.paper else ""
+        what = f"{rows[0]['images']}{of} images, digest {rows[0]['inputs_digest'][:16]}" if rows else "not measured yet"
         own = "" if set_.paper else "not the paper's pictures, so its values do not stand beside"
         yield "; ".join(filter(None, [f"{set_.title or name}: {what}", set_.note, own])) + "."
     for name, method in config.methods.items():
