@@ -62,9 +62,7 @@ FIRST_PRODUCT = {  # what a changed setting spoils: this product and those after
     "persona": "persona",
 }
 WRITTEN = ".written"  # where the write pass notes its shards
-DETECTOR_SIDE = (
-    1280  # pixels of the longer side, twice what detectors look at: a larger picture is read at a reduced size
-)
+DETECTOR_SIDE = 1280  # pixels, twice what detectors look at: larger pictures are read reduced, but not below this
 FAULTS = pl.Schema({"file": pl.String, "reason": pl.String, "detail": pl.String})
 NO_EFFECT = {"out", "engine", "detector.batch", "detector.device", "detector.threads", "score.batch", "score.device"}
 
@@ -147,7 +145,7 @@ def do_passes(config: HQACFConfig, engine: Engine) -> dict:
     if not (config.out / "persona" / "README.md").exists():  # the last file of the folder
         run_pass(engine, config.out / "persona" / WRITTEN, crops, partial(write_crops, config), "write")
         write_metadata(config.out)
-        shutil.rmtree(config.out / "persona" / WRITTEN)
+    shutil.rmtree(config.out / "persona" / WRITTEN, ignore_errors=True)
     return account
 
 
