@@ -217,9 +217,10 @@ def test_faster_filters_change_nothing(name, monkeypatch):
     assert scorer(*pair).item() == pytest.approx(scorer.model(*pair).item(), abs=1e-10) and used
 
 
-def test_a_cpu_scores_one_image_at_a_time():  # which is faster there, and BRISQUE would depend on the batch
+@pytest.mark.parametrize("name", ["niqe", "brisque"])
+def test_a_cpu_scores_one_image_at_a_time(name):  # which is faster there, and BRISQUE would depend on the batch
     sizes = []
-    scorer = load_scorer("brisque")
+    scorer = load_scorer(name)
     scorer.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     scorer(torch.cat([photograph(0), photograph(1)]))
     assert sizes == [1, 1]
