@@ -1,6 +1,7 @@
 """HQ-ACF: build PERSONA from detection data sets. The same command again continues a run that was stopped.
 
 python scripts/hq_acf.py --config configs/hq_acf/persona.yaml root=/data out=/data/persona [key=value ...]
+python scripts/hq_acf.py tags OUT checkpoint=ram_plus.pth ...   # tag PERSONA train by RAM++, for the report's Fig. 7
 python scripts/hq_acf.py report OUT                      # tables, figures and one HTML page of a finished run
 python scripts/hq_acf.py rebuild MANIFEST OUTPUT coco=/data/coco/train2017 ...   # the same folder from a manifest
 """
@@ -26,7 +27,7 @@ def main() -> int:
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="run | report | rebuild")
+    commands = parser.add_subparsers(required=True, metavar="run | tags | report | rebuild")
 
     run = commands.add_parser("run", help="build PERSONA (the default)")
     run.add_argument("--config", help="YAML file of settings")
@@ -34,11 +35,17 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as cut.min_side=200")
     run.set_defaults(command=run_pipeline)
 
+    tags = commands.add_parser("tags", help="tag PERSONA train by RAM++ into OUT/tags")
+    tags.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
+    tags.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as checkpoint= and tag_list=")
+    tags.set_defaults(command=tag_persona)
+
     report = commands.add_parser("report", help="Table 1, Figs. 1, 6 and 7, survivors, as PNG, PDF and one HTML page")
     report.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
     report.add_argument("folders", nargs="*", metavar="NAME=FOLDER", help="further rows of Table 1")
     report.add_argument("--output", type=Path, help="default: OUT/report")
     report.add_argument("--tags", type=Path, help="what the tagging of PERSONA train wrote; default: OUT/tags")
+    report.add_argument("--categories", type=Path, help="CSV of tag,category in place of the package's own map")
     report.add_argument("--device", default="cpu")
     report.set_defaults(command=write_report)
 
@@ -66,12 +73,21 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def tag_persona(arguments: argparse.Namespace) -> int:
+    from osdhuman.curate.tags import TagConfig, tag_folder
+
+    output = arguments.out / "tags"
+    tag_folder(arguments.out / "persona" / "train", output, load_config(TagConfig, None, arguments.overrides))
+    print(f"tags in {output}; `report {arguments.out}` draws them")
+    return 0
+
+
 def write_report(arguments: argparse.Namespace) -> int:
     from osdhuman.curate.report import report
 
     folders = named_folders(arguments.folders)
     output = arguments.output or arguments.out / "report"
-    print(report(arguments.out, output, folders, arguments.tags, device=arguments.device))
+    print(report(arguments.out, output, folders, arguments.tags, arguments.categories, device=arguments.device))
     return 0
 
 

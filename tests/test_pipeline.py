@@ -17,7 +17,7 @@ import osdhuman.curate.score as score
 from osdhuman.config import ConfigError, load_config, parse_config
 from osdhuman.curate.manifest import AccountError, Entry, Tally, account_text, make_account
 from osdhuman.curate.pipeline import HQACFConfig
-from osdhuman.curate.record import CANDIDATES, Box, Reason
+from osdhuman.curate.record import CANDIDATES, Box, ImageRecord, Reason, images_frame
 from osdhuman.curate.score import ScoreConfig, score_crops
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "hq_acf"
@@ -337,6 +337,16 @@ def test_relative_paths_are_taken_from_the_root(root, tmp_path):
     config = toy_config(root, tmp_path / "out").absolute()
     assert config.sources[0].images == root / "train" / "images"
     assert config.sources[0].annotations == (root / "train" / "instances.json",)
+
+
+def test_the_detector_leaves_annotated_boxes_alone(root, tmp_path):
+    config = toy_config(root, tmp_path).absolute()
+    known, file = (Box(1, 2, 30, 40, "7"),), next((root / "loose").iterdir()).name
+    records = [ImageRecord("loose", file, "a", known), ImageRecord("loose", file, "b", None)]
+    (tmp_path / "images").mkdir()
+    images_frame(records).write_parquet(tmp_path / "images" / "00000.parquet")
+    pipeline.detect_shard(config, 0)
+    assert [record.boxes == known for record in pipeline.read_records(config, 0)] == [True, False]
 
 
 def test_scores_stand_in_the_order_of_the_crops(tmp_path):

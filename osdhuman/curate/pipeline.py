@@ -268,12 +268,13 @@ def read_records(config: HQACFConfig, shard: int) -> list[ImageRecord]:
 
 
 def detect_shard(config: HQACFConfig, shard: int) -> dict:
-    """Fill the boxes of records that have none; what cannot be read gets none, and a row in faults.parquet."""
+    """Fill the boxes that are None; a picture that cannot be read gets no box, and a row in faults.parquet."""
     records = read_records(config, shard)
+    unknown = [place for place, record in enumerate(records) if record.boxes is None]
     faults: list[tuple[str, str, str]] = []
-    for start in range(0, len(records), config.detector.batch):
+    for start in range(0, len(unknown), config.detector.batch):
         pictures: dict[int, Decoded] = {}
-        for place in range(start, min(start + config.detector.batch, len(records))):
+        for place in unknown[start : start + config.detector.batch]:
             try:
                 pictures[place] = read_picture(config, records[place])
             except DecodeFault as fault:

@@ -25,8 +25,8 @@ class Reason(StrEnum):
     BLURRED = "blurred"  # variance of the Laplacian below the threshold
     BAD_BOX = "box outside picture"
     TOO_SMALL = "box too small"
-    TOO_DENSE = "boxes too dense"
     NO_FIT = "square does not fit"
+    TOO_DENSE = "boxes too dense"
     OVERLAP = "overlaps a box nearer the centre"
     DUPLICATE = "duplicate picture"  # the same bytes came with another record
     NOT_TOP_THIRD = "not in the top third"
