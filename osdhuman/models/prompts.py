@@ -131,7 +131,7 @@ class DAPEPrompt(PromptExtractor):
         self.encoder = encoder.eval().requires_grad_(False)
         self.head = head.eval().requires_grad_(False)
         self.encode_text = encode_text
-        self.text_encoder = text_encoder  # what `encode_text` runs: a part of this, so that it moves to a device with it
+        self.text_encoder = text_encoder  # what `encode_text` runs; it moves to a device with the rest
         self.tag_list = list(tag_list)
         self.thresholds = thresholds  # not a buffer: a model in half precision must not round them
         self.text = text
