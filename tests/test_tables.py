@@ -171,6 +171,12 @@ def test_pictures_that_a_metric_cannot_judge_are_counted(settings, tmp_path):
     assert (cell(table, "ours", "test/niqe").value, cell(table, "ours", "test/niqe").judged) == (5, 2)
 
 
+def test_the_infinite_psnr_of_equal_pictures_is_no_mean(settings, tmp_path):
+    write_scores(tmp_path, "val", "ours", {"psnr_y": [20.0, 21.0, float("inf"), 22.0]})
+    table = build_table(settings)
+    assert (cell(table, "ours", "val/psnr_y").value, "Infinity" in as_json(table)) == (None, False)
+
+
 def test_rows_of_other_pictures_are_refused(settings, tmp_path):
     write_scores(tmp_path, "val", "ours", MEASURED["val"]["ours"], inputs_digest="others")
     with pytest.raises(ValueError, match=r"resshift and ours: inputs_digest"):

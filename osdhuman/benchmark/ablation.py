@@ -20,12 +20,10 @@ class Stopped(ValueError):
 
 def run_ablation(config: AblationConfig) -> tuple[EvalConfig, Failures]:
     """Train, then evaluate. Returns the evaluation's settings, and what failed by row, with the reason."""
-    output = output_of(config)
     trainings = {name: training_of(config, name) for name in config.rows}  # all mistakes before hours of training
     evaluation_of(config, trainings, {})
     failures = {name: reason for name in trainings if (reason := _train(config, name, trainings[name]))}
     evaluation = evaluation_of(config, trainings, failures)
-    (output / "training").mkdir(parents=True, exist_ok=True)
     return evaluation, failures | run(evaluation)
 
 

@@ -208,6 +208,9 @@ def _cell(column: Column, ours: Scores | None, theirs: Scores | None, config: Ev
     judged = ours.judged(name)
     if judged.is_empty():
         return Cell(reason=f"unavailable: {name} can judge none of these pictures", paper=published)
+    if judged[name].is_infinite().any():
+        title = title_of(method, config.methods[method])
+        return Cell(reason=f"unavailable: infinite for {title}, of which some equal their references", paper=published)
     interval = mean_interval(judged[name], seed=config.seed)
     difference = None
     if theirs is not None and theirs is not ours and name in theirs.images.columns:
@@ -286,7 +289,7 @@ def _footnotes(
     yield from (_identity(name, identities[name]) for name in config.metrics if name in identities)
     yield from _partly_judged(config, scores, cells)
     yield from _missing(config, cells)
-    yield "Brackets: 95 % bootstrap interval of the mean over images; FID has none, being one number per set."
+    yield "Intervals: 95 %, percentile bootstrap of the mean over images; FID has none, being one number per set."
     yield f"Paper: {paper.SOURCE}."
 
 
@@ -565,4 +568,4 @@ def as_json(table: Table) -> str:
     """The cells, the average ranks and the footnotes."""
     ranks = {row.method: row.average_rank for row in table.rows if row.average_rank is not None}
     content = {"table": table.number, "cells": as_records(table), "average_ranks": ranks, "footnotes": table.footnotes}
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
