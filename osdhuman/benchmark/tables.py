@@ -215,7 +215,8 @@ def _cell(column: Column, ours: Scores | None, theirs: Scores | None, config: Ev
     difference = None
     if theirs is not None and theirs is not ours and name in theirs.images.columns:
         both = judged.join(theirs.judged(name), on="file", suffix=" theirs").sort("file")
-        difference = paired_difference(both[name], both[f"{name} theirs"], seed=config.seed) if len(both) else None
+        if len(both) and both[f"{name} theirs"].is_finite().all():
+            difference = paired_difference(both[name], both[f"{name} theirs"], seed=config.seed)
     return Cell(*map(_number, interval), paper=published, difference_to=difference, judged=len(judged))
 
 
