@@ -56,8 +56,7 @@ PERSONA = "PERSONA train"
 PAPER_TAGS_PER_IMAGE = 13.32  # 4.1
 NO_TAGS = (
     "No tags were computed. They need the official weights of RAM++ and its lists of tags and thresholds: "
-    "osdhuman.curate.tags.tag_folder(RUN/persona/train, RUN/tags, TagConfig(checkpoint=..., tag_list=..., "
-    "thresholds=...)), then make this report again."
+    "scripts/hq_acf.py tags RUN checkpoint=... tag_list=... thresholds=..., then make this report again."
 )
 NOT_SCORED = "this run did not score it (score.metrics of its configuration)"
 
