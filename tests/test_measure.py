@@ -253,7 +253,7 @@ def measure_until_killed(folders: Path, images: int) -> None:
 
 
 def killed(folders: Path, images: int) -> None:
-    process = multiprocessing.get_context("fork").Process(target=measure_until_killed, args=(folders, images))
+    process = multiprocessing.get_context("spawn").Process(target=measure_until_killed, args=(folders, images))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
