@@ -143,7 +143,7 @@ def test_workers_change_nothing(folder, done, tmp_path):
 
 def test_cost_is_measured_once(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("osdhuman.benchmark.cost.cost", lambda restorer, size: calls.append(size) or {"macs": 1})
+    monkeypatch.setattr("osdhuman.benchmark.cost.cost", lambda build, size: calls.append(size) or {"macs": 1})
     config = settings(folder, output=tmp_path, methods={"input": {"restorer": "input"}}, cost_size=64)
     run.cost(config)
     run.cost(config)

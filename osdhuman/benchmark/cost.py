@@ -1,11 +1,11 @@
 """What restoring an image costs: seconds, peak memory, parameters, multiply-adds, and the prompt network's share."""
 
 import multiprocessing
+import pickle
 import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -24,15 +24,16 @@ from osdhuman.restorers import Restorer, describe
 
 
 @torch.no_grad()
-def cost(restorer: Restorer, size: int = 512, rounds: int = 10, batch: int = 1) -> dict[str, Any]:
-    """Measure `restorer` on noise (batch,3,size,size); seconds and MACs are per image, after one call to warm up.
+def cost(build: Callable[[], Restorer], size: int = 512, rounds: int = 10, batch: int = 1) -> dict[str, Any]:
+    """Measure what `build()` loads on noise (batch,3,size,size); seconds and MACs are per image, after a first call.
 
     Memory is what PyTorch allocated on the GPU, weights included, or else the resident memory of a fresh process that
-    holds the restorer and restores once; for that the restorer must be picklable (ValueError). MACs are those of
+    builds the restorer and restores once; for that `build` must be picklable (ValueError). MACs are those of
     convolutions, matrix products and attention. Processor seconds well below threads times seconds tell of a machine
     that was busy with something else, or of a GPU that did the work. Values that a method does not have are None: the
     MACs of one without networks, the trained parameters of one that does not tell. `parts` has the networks one by one.
     """
+    restorer = build()
     networks = restorer.modules() if hasattr(restorer, "modules") else {}
     first = next((p for network in networks.values() for p in network.parameters()), torch.zeros(()))
     lq = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(first.device)
@@ -60,7 +61,7 @@ def cost(restorer: Restorer, size: int = 512, rounds: int = 10, batch: int = 1) 
         "seconds_median": statistics.median(seconds) / batch,
         "seconds_p95": float(np.percentile(seconds, 95)) / batch,
         "cpu_seconds_mean": busy / rounds / batch,
-        "peak_memory_bytes": _peak_memory(restorer, lq),
+        "peak_memory_bytes": _peak_memory(build, restorer, lq),
         "memory": "allocated on the GPU" if first.device.type == "cuda" else "resident, whole process",
         "parameters": count_parameters(*networks.values()),
         "trained_parameters": said.get("trained_parameters"),
@@ -154,30 +155,27 @@ def _clock(device: torch.device) -> float:
 # -------------------------------------------------------------------------------------------------------- peak memory
 
 
-def _peak_memory(restorer: Restorer, lq: Tensor) -> int:
+def _peak_memory(build: Callable[[], Restorer], restorer: Restorer, lq: Tensor) -> int:
     if lq.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(lq.device)
         restorer.restore(lq, list(range(len(lq))))
         return torch.cuda.max_memory_allocated(lq.device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "restorer.pt"
-        try:
-            torch.save(restorer, path)
-        except Exception as error:  # pickle raises nearly anything
-            raise ValueError(
-                f"restorer {restorer.name!r} cannot be sent to a process of its own, in which memory is measured: "
-                f"{error}. Keep lambdas, open files and local classes out of its attributes"
-            ) from error
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_peak_of_this_process, path, lq.numpy(force=True), torch.get_num_threads()).result()
+    try:
+        pickle.dumps(build)
+    except Exception as error:  # pickle raises nearly anything
+        raise ValueError(
+            f"restorer {restorer.name!r} cannot be built in a process of its own, in which memory is measured: "
+            f"{error}. Give a function of a module, or a partial of one, not a lambda"
+        ) from error
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_of_this_process, build, lq.numpy(force=True), torch.get_num_threads()).result()
 
 
 @torch.no_grad()
-def _peak_of_this_process(path: Path, lq: np.ndarray, threads: int) -> int:
-    """Restore once with the restorer saved in `path`; the most bytes that the process ever held."""
+def _peak_of_this_process(build: Callable[[], Restorer], lq: np.ndarray, threads: int) -> int:
+    """Build a restorer and restore once; the most bytes that the process ever held."""
     torch.set_num_threads(threads)
-    restorer = torch.load(path, weights_only=False)  # our own file of a moment ago
-    restorer.restore(torch.from_numpy(lq), list(range(len(lq))))
+    build().restore(torch.from_numpy(lq), list(range(len(lq))))
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, which on Linux starts from the size of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,7 +109,8 @@ def cost(config: EvalConfig) -> Failures:
 def _measure_cost(config: EvalConfig, name: str, path: Path, asked: dict) -> None:
     from osdhuman.benchmark.cost import cost as measure_cost
 
-    _write_json(path, {"asked": asked, **measure_cost(load(config, config.methods[name]), size=config.cost_size)})
+    build = partial(load, config, config.methods[name])
+    _write_json(path, {"asked": asked, **measure_cost(build, size=config.cost_size)})
 
 
 def tables_and_figures(config: EvalConfig) -> list[Path]:
