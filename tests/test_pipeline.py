@@ -287,6 +287,13 @@ def test_what_depends_on_other_settings_may_be_deleted(root, tmp_path):
     assert pipeline.run(toy_config(root, tmp_path / "out", select=changed))["splits"]["test"] == 1
 
 
+def test_a_picture_that_comes_twice_in_a_source_is_an_error(root, tmp_path):
+    config = toy_config(root, tmp_path / "out")
+    twice = config.sources[0].model_copy(update={"annotations": config.sources[0].annotations * 2})
+    with pytest.raises(ValueError, match=r"pictures come twice, the first is .* of source 'train'"):
+        pipeline.run(config.model_copy(update={"sources": (twice, *config.sources[1:])}))
+
+
 def test_two_runs_cannot_work_in_one_folder(root, tmp_path):
     (tmp_path / "out").mkdir()
     with pipeline.alone_in(tmp_path / "out"), pytest.raises(ValueError, match="another run is working in"):

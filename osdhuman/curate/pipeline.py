@@ -227,7 +227,8 @@ def run_pass(
 def read_sources(config: HQACFConfig) -> dict[int, dict]:
     """Read the annotations into images/*.parquet; returns what entered with every shard: source, images and boxes.
 
-    `boxes` is None for a shard that holds records for the detector. Memory holds one shard.
+    `boxes` is None for a shard that holds records for the detector. Memory holds one shard, and at the end 8 bytes
+    of every record. Raises ValueError where a source names a picture twice, as two of its annotation files may.
     """
     folder = config.out / "images"
     if (done := read_done(folder)) is None:
@@ -237,9 +238,23 @@ def read_sources(config: HQACFConfig) -> dict[int, dict]:
                 _write_records(part / f"{shard:05d}.parquet", records)
                 for shard, records in enumerate(_chunks(config, faults))
             ]
+            refuse_twins(part)
             done |= {"images": sum(entry["images"] for entry in done["index"]), "shards": len(done["index"])}
             done["faults"] = faults.count
     return dict(enumerate(done["index"]))
+
+
+def refuse_twins(images: Path) -> None:
+    """Raises ValueError where two records of a source are the same file: their crops would have the same ids."""
+    records, key = pl.scan_parquet(images / "*.parquet"), pl.concat_str("source", "file", separator="\n").hash()
+    repeated = records.group_by(key=key).len().filter(pl.col("len") > 1).collect(engine="streaming")["key"]
+    if len(repeated):
+        twins = records.filter(key.is_in(repeated.implode())).select("source", "file").unique().sort("source", "file")
+        source, file = twins.collect().row(0)
+        raise ValueError(
+            f"{len(repeated)} pictures come twice, the first is {file} of source {source!r}; name one annotation file "
+            "for each picture (instances or keypoints, not both), or make two sources of them"
+        )
 
 
 def _chunks(config: HQACFConfig, faults: Faults) -> Iterator[list[ImageRecord]]:
