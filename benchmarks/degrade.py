@@ -18,7 +18,6 @@ import math
 import multiprocessing
 import platform
 import random
-import resource
 import sys
 import time
 import types
@@ -31,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from osdhuman.benchmark.cost import peak_of_this_process
 from osdhuman.data.degradation import Degradation, DegradationConfig, OrderConfig
 
 MODES = ("area", "bilinear", "bicubic")
@@ -127,7 +127,7 @@ def peak_memory() -> float:
     """MB of this process, or of the GPU where one works."""
     if image.is_cuda:
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak_of_this_process() / 1e6
 
 
 def ours(usm: bool) -> Pipeline:

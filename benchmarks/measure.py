@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from osdhuman.benchmark.cost import peak_of_this_process
 
 GB = 1e9
 FULL = "full"  # the name of the model of full size with random weights, see `write_random_model`
@@ -37,7 +38,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes this process has held so far: resident ones, or of the GPU where one works."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_of_this_process()
 
 
 def weight_bytes(*modules: nn.Module) -> int:

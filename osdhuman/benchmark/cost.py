@@ -168,14 +168,19 @@ def _peak_memory(build: Callable[[], Restorer], restorer: Restorer, lq: Tensor) 
             f"{error}. Give a function of a module, or a partial of one, not a lambda"
         ) from error
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_of_this_process, build, lq.numpy(force=True), torch.get_num_threads()).result()
+        return pool.submit(_peak_of_restoring, build, lq.numpy(force=True), torch.get_num_threads()).result()
 
 
 @torch.no_grad()
-def _peak_of_this_process(build: Callable[[], Restorer], lq: np.ndarray, threads: int) -> int:
+def _peak_of_restoring(build: Callable[[], Restorer], lq: np.ndarray, threads: int) -> int:
     """Build a restorer and restore once; the most bytes that the process ever held."""
     torch.set_num_threads(threads)
     build().restore(torch.from_numpy(lq), list(range(len(lq))))
+    return peak_of_this_process()
+
+
+def peak_of_this_process() -> int:
+    """The most bytes that were resident so far."""
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, which on Linux starts from the size of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
