@@ -5,12 +5,8 @@ stays beside it in a `Picture`, so that writing gives back the same kind of pict
 """
 
 import io
-import os
 import struct
-import uuid
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
+
+from osdhuman.files import replacing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # what a folder is searched for
 JPEG_QUALITY = WEBP_QUALITY = 95
@@ -272,19 +270,6 @@ def write_picture(path: str | Path, picture: Picture) -> None:
         raise ImageError(path, f"cannot be written ({error})") from error
     with replacing(path) as part:
         part.write_bytes(data)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name in the folder of `path`; rename it to `path` on success, remove it on an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{uuid.uuid4().hex[:12]}.part"  # short: the picture's own name may be as long as allowed
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _encode(suffix: str, picture: Picture) -> bytes:

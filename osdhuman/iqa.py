@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from osdhuman.images import replacing
+from osdhuman.files import file_sha256, replacing
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ def identify(name: str) -> dict[str, Any]:
         "variant": metric.variant,
         "library": "pyiqa",
         "version": installed,
-        "weights_sha256": " ".join(map(_sha256, _obtain(name))) or None,
+        "weights_sha256": " ".join(map(file_sha256, _obtain(name))) or None,
         "color": metric.color,
         "border": metric.border,
     }
@@ -387,8 +386,3 @@ def _download(file: WeightFile) -> Path:
         if output.tell() != expected:
             raise OSError(f"{output.tell()} of {expected} bytes came")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

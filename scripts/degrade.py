@@ -8,7 +8,6 @@ it changes nothing and compares OUT with its manifest, and each LQ with one made
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from tqdm import tqdm
 from osdhuman.config import load_config
 from osdhuman.data.degradation import Degradation, DegradationConfig, to_8_bits
 from osdhuman.data.freeze import freeze_lq
-from osdhuman.images import SUFFIXES, ImageError, load_rgb, replacing, resize, save_png
+from osdhuman.files import file_sha256, replacing
+from osdhuman.images import SUFFIXES, ImageError, load_rgb, resize, save_png
 
 KINDS = ("hq", "lq")
 VERSIONS = ("numpy", "torch", "opencv-python-headless", "osdhuman")  # a change of these may move a rounding
@@ -88,7 +88,9 @@ def freeze_all(
         try:
             freeze(source, name, args, degradation)
             origin = {"source": source.relative_to(args.hq_folder).as_posix()}
-            records.setdefault(name, origin | {f"{kind}_sha256": sha256(args.output / kind / name) for kind in KINDS})
+            records.setdefault(
+                name, origin | {f"{kind}_sha256": file_sha256(args.output / kind / name) for kind in KINDS}
+            )
         except ImageError as error:
             bad[str(source)] = error.reason
         except (OSError, ValueError) as error:
@@ -141,10 +143,6 @@ def write_manifest(output: Path, settings: dict, records: dict[str, dict]) -> No
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def verify(args: argparse.Namespace, records: dict[str, dict], degradation: Degradation) -> Iterator[tuple[str, str]]:
     """Every file that is missing, extra or changed, and every LQ that comes out differently now: (path, reason)."""
     found = {p.relative_to(args.output).as_posix() for kind in KINDS for p in (args.output / kind).rglob("*.png")}
@@ -152,7 +150,7 @@ def verify(args: argparse.Namespace, records: dict[str, dict], degradation: Degr
     yield from ((file, "is not in the manifest") for file in sorted(found - expected.keys()))
     yield from ((file, "is missing") for file in sorted(expected.keys() - found))
     for file in sorted(found & expected.keys()):
-        if sha256(args.output / file) != expected[file]:
+        if file_sha256(args.output / file) != expected[file]:
             yield file, "differs from the manifest's sha256"
     for name in tqdm(records, unit="image", disable=None):
         if {f"hq/{name}", f"lq/{name}"} <= found:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from osdhuman.files import replacing
 from osdhuman.images import (
     ImageError,
     Picture,
@@ -16,7 +17,6 @@ from osdhuman.images import (
     from_picture,
     load_rgb,
     read_picture,
-    replacing,
     resize,
     save_png,
     to_picture,

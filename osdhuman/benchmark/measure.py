@@ -26,7 +26,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from osdhuman.images import SUFFIXES, load_rgb, replacing
+from osdhuman.files import replacing
+from osdhuman.images import SUFFIXES, load_rgb
 from osdhuman.iqa import METRICS, MetricUnavailable, Scorer, SetScorer, identify, load_scorer
 
 Measurement = dict[str, Any]  # what the .json holds

@@ -32,7 +32,8 @@ from osdhuman.benchmark.tables import (
     read_scores,
     title_of,
 )
-from osdhuman.images import load_rgb, replacing
+from osdhuman.files import replacing
+from osdhuman.images import load_rgb
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PREVIEW, QUALITY = 512, 82  # pixels a side at most; of WebP

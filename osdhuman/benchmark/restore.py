@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from osdhuman import __version__
-from osdhuman.images import ImageError, load_rgb, replacing, save_png
+from osdhuman.files import file_sha256, replacing
+from osdhuman.images import ImageError, load_rgb, save_png
 from osdhuman.restore import Job, list_jobs
 from osdhuman.restore import Report as RestoreReport
 from osdhuman.restorers import Restorer, describe
@@ -112,7 +113,7 @@ def _claim(restorer: Restorer, jobs: Sequence[Job], output: Path, seed: int) -> 
         **describe(restorer),
         "seed": seed,
         "versions": _versions(),
-        "inputs": {_name(job, output): hashlib.sha256(job.source.read_bytes()).hexdigest() for job in jobs},
+        "inputs": {_name(job, output): file_sha256(job.source) for job in jobs},
     }
     path = output / RECORD
     there = {target.relative_to(output).with_suffix("").as_posix() for target in output.rglob("*.png")}

@@ -25,7 +25,7 @@ import torch
 
 from osdhuman.benchmark.config import EvalConfig, MethodConfig
 from osdhuman.config import dump_config
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 
 Failures = dict[str, str]  # method, or method and set -> what went wrong
 FAULTS = (ValueError, OSError, ImportError)  # of a method: wrong settings, weights or libraries that are missing

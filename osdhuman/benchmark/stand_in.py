@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from osdhuman.images import load_rgb, replacing
+from osdhuman.files import replacing
+from osdhuman.images import load_rgb
 from osdhuman.models.ram import load_ram_encoder
 from osdhuman.models.tagging import TaggingConfig, TaggingHead
 from osdhuman.train.config import TrainConfig

@@ -14,7 +14,8 @@ from PIL import Image
 
 from osdhuman.benchmark.config import EvalConfig, StripConfig
 from osdhuman.benchmark.tables import title_of
-from osdhuman.images import load_rgb, replacing
+from osdhuman.files import replacing
+from osdhuman.images import load_rgb
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half-open
 

@@ -19,7 +19,7 @@ import polars as pl
 from osdhuman import paper
 from osdhuman.benchmark.config import EvalConfig, MethodConfig
 from osdhuman.benchmark.statistics import Difference, average_ranks, marks, mean_interval, paired_difference
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 
 if TYPE_CHECKING:
     from osdhuman.iqa import Metric

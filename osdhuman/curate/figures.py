@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 from osdhuman.iqa import METRICS, Metric
 
 if TYPE_CHECKING:

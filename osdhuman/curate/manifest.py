@@ -10,7 +10,7 @@ from typing import NamedTuple
 import polars as pl
 
 from osdhuman.curate.record import CANDIDATES, Reason
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 
 BLOCK = 32  # shards that are joined at a time: memory holds a block and the selection, never the manifest
 DIGESTS = pl.Schema({"id": pl.String, "crop_sha256": pl.String})

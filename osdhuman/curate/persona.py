@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +34,8 @@ from osdhuman.config import Config, parse_config
 from osdhuman.curate.crops import CutConfig, recut
 from osdhuman.data.degradation import Degradation, DegradationConfig
 from osdhuman.data.freeze import freeze_lq
-from osdhuman.images import load_rgb, replacing, save_png
+from osdhuman.files import file_sha256, replacing
+from osdhuman.images import load_rgb, save_png
 
 FILES = {  # where the images of a crop lie in its split; the first is the crop itself
     "train": {"hq": "{}.png"},
@@ -163,7 +164,7 @@ def metadata(manifest: Path, persona: Path, split: str, absent: Collection[str] 
     digests = {
         kind: rows["crop_sha256"]
         if kind == crop_kind
-        else pl.Series([digest(folder / name) for name in names], dtype=pl.String)
+        else pl.Series([file_sha256(folder / name) for name in names], dtype=pl.String)
         for kind, names in files.items()
     }
     nothing = pl.Series([None] * len(rows), dtype=pl.String)
@@ -180,11 +181,6 @@ def check_files(folder: Path, expected: Collection[str]) -> None:
     for names, fault in ((expected - found, "are missing; write them again"), (found - expected, "are not selected")):
         if names:
             raise ValueError(f"{len(names)} file(s) {fault}: {', '.join(sorted(names)[:3])} ... in {folder}")
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def card(tables: Mapping[str, pl.DataFrame]) -> str:
@@ -333,7 +329,7 @@ def rebuild_picture(picture: Picture, output: Path, cut: CutConfig, persona: Per
 
 def is_there(output: Path, crop: Crop) -> bool:
     files = image_files(output, crop.split, crop.id)
-    return all(file.exists() for file in files) and digest(files[0]) == crop.crop_sha256
+    return all(file.exists() for file in files) and file_sha256(files[0]) == crop.crop_sha256
 
 
 def _rebuild_crops(

@@ -36,7 +36,7 @@ from osdhuman.curate.score import ScoreConfig, score_crops
 from osdhuman.curate.select import SelectConfig, select
 from osdhuman.curate.sharpness import estimate_threshold
 from osdhuman.curate.sources import Faults, SourceConfig, read_source
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 from osdhuman.iqa import load_scorers
 
 PRODUCTS = (

@@ -34,7 +34,7 @@ from osdhuman.curate.figures import (
     save,
 )
 from osdhuman.curate.tags import count_tags, read_categories
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 from osdhuman.iqa import METRICS
 
 TABLE_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # in the order of Table 1

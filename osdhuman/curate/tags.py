@@ -6,7 +6,6 @@ English words; `read_categories` reads another one.
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from osdhuman.config import Config
-from osdhuman.images import SUFFIXES, ImageError, load_rgb, replacing, resize
+from osdhuman.files import file_sha256, replacing
+from osdhuman.images import SUFFIXES, ImageError, load_rgb, resize
 from osdhuman.models.ram import RAMConfig, RAMEncoder, encoder_from_state, read_checkpoint
 from osdhuman.models.tagging import TaggingConfig, TaggingHead, head_from_state, read_tag_list, tags
 from osdhuman.paper import FIGURE_7
@@ -126,18 +126,13 @@ def _holds(path: Path, files: Sequence[str]) -> bool:
 
 def _claim(output: Path, config: TagConfig) -> None:
     """Write what makes these tags; refuse a folder that was made by something else."""
-    identity = {name: _sha256(getattr(config, name)) for name in ("checkpoint", "tag_list", "thresholds")}
+    identity = {name: file_sha256(getattr(config, name)) for name in ("checkpoint", "tag_list", "thresholds")}
     path = output / "tagger.json"
     if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != identity:
         differing = ", ".join(name for name in identity if found.get(name) != identity[name])
         raise ValueError(f"{output} holds tags made with another {differing}: give another folder, or delete it")
     with replacing(path) as part:
         part.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------- counting

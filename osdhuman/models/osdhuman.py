@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from osdhuman.config import Config, parse_config
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 from osdhuman.models.base import SD21_BASE, TINY, Base, BaseError, load_base
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import LoRAConfig, add_lora, merge_lora, share, unet_lora_layers, vae_lora_layers

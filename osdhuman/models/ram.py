@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 from osdhuman.config import Config, load_config
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 
 PUBLISHED = (
     "RAM's weights are ram_swin_large_14m.pth of the project xinyu1205/recognize-anything (licence Apache-2.0), "

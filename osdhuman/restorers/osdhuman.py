@@ -1,6 +1,5 @@
 """OSDHuman as a restorer, and the settings that one-step restorers have in common."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from osdhuman.files import file_sha256
 from osdhuman.models.osdhuman import OSDHuman, find_model
 from osdhuman.restore import RestoreConfig, restore_tensor
 
@@ -68,7 +68,7 @@ class OSDHumanRestorer:
         return {
             "settings": self.settings.model_dump(mode="json"),
             "weights": {
-                "model.safetensors": sha256(self.folder / "model.safetensors"),
+                "model.safetensors": file_sha256(self.folder / "model.safetensors"),
                 "base": self.model.base.fingerprint,
             },
             "trained_parameters": _elements(self.folder / "model.safetensors"),
@@ -79,11 +79,6 @@ class OSDHumanRestorer:
 def generator_parts(generator: nn.Module) -> dict[str, nn.Module]:
     """The networks of a one-step generator."""
     return {"prompt": generator.prompt_extractor, "unet": generator.unet, "vae": generator.vae}
-
-
-def sha256(path: str | Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _elements(path: Path) -> int:

@@ -19,13 +19,14 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from osdhuman.color_fix import ColorFix
+from osdhuman.files import file_sha256
 from osdhuman.images import resize
 from osdhuman.models.base import SD21_BASE, load_base
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora, unet_lora_layers, vae_lora_layers
 from osdhuman.models.prompts import PromptConfig, build_prompt_extractor
 from osdhuman.restore import restore_tensor
-from osdhuman.restorers.osdhuman import OneStepSettings, generator_parts, sha256
+from osdhuman.restorers.osdhuman import OneStepSettings, generator_parts
 
 if TYPE_CHECKING:
     from osdhuman.models.base import Base
@@ -109,7 +110,7 @@ class OSEDiff:
         files |= {"tag_list": prompt.tag_list, "tag_thresholds": prompt.tag_thresholds}
         return {
             "settings": self.settings.model_dump(mode="json"),
-            "weights": {name: sha256(path) for name, path in files.items() if path} | {"base": self.fingerprint},
+            "weights": {name: file_sha256(path) for name, path in files.items() if path} | {"base": self.fingerprint},
             "trained_parameters": self.trained,
             "merged": True,
         }

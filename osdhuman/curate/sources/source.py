@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from osdhuman.config import Config
 from osdhuman.curate.record import Box, ImageRecord
-from osdhuman.images import replacing
+from osdhuman.files import replacing
 
 Format = Literal["coco", "objects365", "openimages", "crowdhuman", "voc", "folder"]
 UNLABELLED = ("crowdhuman", "folder")  # every box is a person: nothing to choose
