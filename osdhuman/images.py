@@ -1,4 +1,4 @@
-"""Pictures on disk and tensors in memory; the only place that knows files, uint8 and uint16.
+"""Pictures on disk and tensors in memory; the only place that knows picture files, uint8 and uint16.
 
 In memory a picture is float32 RGB in [0,1]. What the network cannot carry (alpha, grey, bit depth, colour profile)
 stays beside it in a `Picture`, so that writing gives back the same kind of picture that was read.
