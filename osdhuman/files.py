@@ -25,3 +25,12 @@ def file_sha256(path: str | Path) -> str:
     """64 hexadecimal digits; reads the file piece by piece."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_disk(path: str | Path) -> None:
+    """Return when a file, or the names in a folder, have left the caches and would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -236,6 +236,15 @@ def estimate(generator: "Generator", height: int, width: int, plan: Plan) -> dic
     return {stage: need + PICTURE_BYTES * pixels * plan.batch for stage, need in stages.items()}
 
 
+def find_device(name: str = "auto") -> str:
+    """`name` itself; for "auto" the best that there is of cuda, mps and cpu."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that a run on `device` may still take, within the limit of a container where there is one."""
     if device.type == "cuda":

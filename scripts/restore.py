@@ -14,7 +14,7 @@ import torch
 
 from osdhuman import OSDHuman
 from osdhuman.config import load_config
-from osdhuman.restore import RestoreConfig, restore_files
+from osdhuman.restore import RestoreConfig, find_device, restore_files
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(RestoreConfig, args.config, settings)
         if not inputs:
             raise ValueError("no input given: name at least one picture or folder")
-        model = OSDHuman.from_pretrained(args.model, dtype=getattr(torch, config.dtype), device=_device(args.device))
+        model = OSDHuman.from_pretrained(
+            args.model, dtype=getattr(torch, config.dtype), device=find_device(args.device)
+        )
         report = restore_files(model, inputs, args.output, config)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -47,14 +49,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _is_setting(value: str) -> bool:
     return "=" in value and not Path(value).exists()
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 if __name__ == "__main__":

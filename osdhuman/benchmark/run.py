@@ -14,8 +14,6 @@ elsewhere; what is there is not done twice. A method that fails leaves its row e
 
 import json
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -26,6 +24,7 @@ import torch
 from osdhuman.benchmark.config import EvalConfig, MethodConfig
 from osdhuman.config import dump_config
 from osdhuman.files import replacing
+from osdhuman.processes import end_with_parent
 
 Failures = dict[str, str]  # method, or method and set -> what went wrong
 FAULTS = (ValueError, OSError, ImportError)  # of a method: wrong settings, weights or libraries that are missing
@@ -165,13 +164,7 @@ def _attempt(work: Callable[..., None], *arguments: object) -> str | None:
 def _begin_worker(threads: int) -> None:
     """Share the cores, and end with the parent even if it is killed: the next run must find nobody at work."""
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _require_folders(config: EvalConfig, kind: str) -> None:

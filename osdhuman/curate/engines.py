@@ -8,7 +8,6 @@ dead attempt is ever seen, because a folder appears whole or not at all.
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +15,15 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
 from osdhuman.config import Config
+from osdhuman.files import to_disk
+from osdhuman.processes import end_with_parent
 
 Work = Callable[[int], dict]
 DONE = "done.json"
@@ -91,7 +92,7 @@ def whole_folder(folder: Path) -> Iterator[tuple[Path, dict]]:
         yield part, counts
         (part / DONE).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
         for path in (*part.iterdir(), part):
-            _to_disk(path)
+            to_disk(path)
         _rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -117,15 +118,7 @@ def _rename(part: Path, folder: Path) -> None:
     except OSError:
         if read_done(folder) is None:
             raise
-    _to_disk(folder.parent)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    to_disk(folder.parent)
 
 
 # ----------------------------------------------------------------------------------------------------- local processes
@@ -202,12 +195,7 @@ def _prepare(cards: Any) -> None:
     """The start of a worker: its card, and an end when the driver ends."""
     if cards is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = cards.get()
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-
-
-def _end_with_driver() -> None:
-    parent_process().join()  # a driver killed by -9 cannot tell its workers, who would wait for ever
-    os._exit(1)
+    end_with_parent()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from osdhuman.files import file_sha256
 from osdhuman.models.osdhuman import OSDHuman, find_model
-from osdhuman.restore import RestoreConfig, restore_tensor
+from osdhuman.restore import RestoreConfig, find_device, restore_tensor
 
 
 class OneStepSettings(RestoreConfig):
@@ -27,10 +27,7 @@ class OneStepSettings(RestoreConfig):
 
     def resolved(self) -> "OneStepSettings":
         """The same with `device` named."""
-        if self.device != "auto":
-            return self
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return self.model_copy(update={"device": found})
+        return self.model_copy(update={"device": find_device(self.device)})
 
 
 class OSDHumanSettings(OneStepSettings):

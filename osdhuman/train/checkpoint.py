@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from osdhuman.config import Config, dump_config
+from osdhuman.files import to_disk
 
 
 class Part(Protocol):
@@ -118,7 +119,7 @@ def _replace(source: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
     os.replace(source, target)
-    _flush_one(target.parent)
+    to_disk(target.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -130,15 +131,7 @@ def _remove(folder: Path) -> None:
 
 def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        to_disk(path)
 
 
 def _random_state() -> dict:
