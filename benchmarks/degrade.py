@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osdhuman.benchmark.cost import peak_of_this_process
 from osdhuman.data.degradation import Degradation, DegradationConfig, OrderConfig
+from osdhuman.machine import peak_of_this_process
 
 MODES = ("area", "bilinear", "bicubic")
 KERNEL_TYPES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")

@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from osdhuman import OSDHuman
-from osdhuman.data.dataset import find_pairs
+from osdhuman.data.samples import find_pairs
 from osdhuman.images import load_rgb
-from osdhuman.metrics import psnr_y, ssim_y
-from osdhuman.train.losses import build_perceptual
+from osdhuman.metrics.luma import psnr_y, ssim_y
+from osdhuman.recipes.perceptual import build_perceptual
 
 Method = Callable[[Tensor], Tensor]  # (1,3,H,W) in [0,1] -> the same
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdhuman.benchmark.cost import peak_of_this_process
+from osdhuman.machine import peak_of_this_process
 
 GB = 1e9
 FULL = "full"  # the name of the model of full size with random weights, see `write_random_model`
@@ -70,8 +70,9 @@ def _write_random_model(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from osdhuman.models.base import load_base, random_base
-    from osdhuman.models.osdhuman import OSDHuman, OSDHumanConfig, build_generator
+    from osdhuman.models.build import OSDHumanConfig, build_generator
     from osdhuman.models.ram import RAMConfig, RAMEncoder, save_ram_encoder
+    from osdhuman.pretrained import OSDHuman
 
     torch.manual_seed(0)
     base, path = random_base(), folder / "base"

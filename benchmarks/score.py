@@ -1,4 +1,4 @@
-"""How fast are images scored? Ours (`osdhuman.benchmark.measure`) against pyiqa called with one file at a time.
+"""How fast are images scored? Ours (`osdhuman.metrics.folder`) against pyiqa called with one file at a time.
 
     python benchmarks/score.py --images 16 --json benchmarks/results/score.json
     python benchmarks/score.py --device cuda --images 128 --batch 16
@@ -8,7 +8,8 @@ hashes it and writes the files of scores; on a GPU it scores in batches, on a CP
 the fastest round of each counts.
 
 On a CPU the gain comes from filtering: 77 % of NIQE's time is torch's convolution in float64, which is slow there, and
-which `osdhuman.iqa` replaces by a sum of shifted images. Batches gain nothing on one core (they take a tenth longer).
+which `osdhuman.metrics.scorers` replaces by a sum of shifted images. Batches gain nothing on one
+core (they take a tenth longer).
 """
 
 import argparse
@@ -21,9 +22,10 @@ from pathlib import Path
 
 import torch
 
-from osdhuman.benchmark.measure import measure
 from osdhuman.images import save_png
-from osdhuman.iqa import METRICS, load_scorer
+from osdhuman.metrics.folder import measure
+from osdhuman.metrics.scorers import load_scorer
+from osdhuman.metrics.table import METRICS
 
 SIDE = 512
 ROUNDS = 3

@@ -38,9 +38,9 @@ from torch import nn
 
 from osdhuman.config import load_config
 from osdhuman.images import save_png
+from osdhuman.recipes.perceptual import PerceptualLoss
 from osdhuman.train.config import TrainConfig
 from osdhuman.train.loop import Trainer, build_trainer
-from osdhuman.train.losses import PerceptualLoss
 
 ROOT = Path(__file__).parents[1]
 ROWS = {"tiny": ["96"], FULL: ["256", "256/c", "512/c"]}

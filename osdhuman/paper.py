@@ -1,6 +1,7 @@
 """The numbers that the paper prints, as data: to stand beside what is measured, never in its place.
 
-Metric names are those of `osdhuman.iqa.METRICS`. An asterisk marks a method that the authors retrained on PERSONA.
+Metric names are those of `osdhuman.metrics.table.METRICS`. An asterisk marks a method that the authors retrained on
+PERSONA.
 """
 
 SOURCE = "Gong et al., Human Body Restoration with One-Step Diffusion Model and A New Benchmark, ICML 2025"

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from osdhuman.benchmark import ablation
-from osdhuman.benchmark.config import AblationConfig
-from osdhuman.benchmark.stand_in import WORDS, with_dape_stand_in
 from osdhuman.config import dump_config, parse_config
+from osdhuman.evaluation import ablation
+from osdhuman.evaluation.config import AblationConfig
 from osdhuman.images import save_png
 from osdhuman.models.prompts import DAPEPrompt, build_prompt_extractor
+from osdhuman.tiny.stand_in import WORDS, with_dape_stand_in
 from osdhuman.train.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from osdhuman.color_fix import adain, fix_color, low_frequencies, wavelet
+from osdhuman.inference.color_fix import adain, fix_color, low_frequencies, wavelet
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "color_fix.npz")
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from osdhuman.benchmark.cost import attributed, cost, count_macs, count_parameters
+from osdhuman.evaluation.cost import attributed, cost, count_macs, count_parameters
 from osdhuman.restorers import load_restorer
 
 
@@ -44,7 +44,7 @@ class Hungry(Blur):
 @pytest.fixture
 def no_process(monkeypatch):
     """Leave the measurement of memory out: starting a process takes seconds."""
-    monkeypatch.setattr("osdhuman.benchmark.cost._peak_memory", lambda build, restorer, lq: 0)
+    monkeypatch.setattr("osdhuman.evaluation.cost._peak_memory", lambda build, restorer, lq: 0)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_what_was_measured_is_said(measured):
 
 def test_seconds_are_those_of_the_calls(monkeypatch, no_process):
     ticks = iter([0, 1, 10, 12, 20, 23, 30, 34])
-    monkeypatch.setattr("osdhuman.benchmark.cost._clock", lambda device: next(ticks))
+    monkeypatch.setattr("osdhuman.evaluation.cost._clock", lambda device: next(ticks))
     result = cost(partial(load_restorer, "input"), size=8, rounds=4, batch=2)
     assert result["seconds_median"] == 2.5 / 2
     assert result["seconds_p95"] == pytest.approx(3.85 / 2)  # between 3 and 4, 0.85 of the way

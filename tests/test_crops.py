@@ -10,8 +10,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from osdhuman.curate.crops import Cut, CutConfig, Square, clip, cut, persons_in, recut, square_of, suppressed
+from osdhuman.curate.pixels import resize
 from osdhuman.curate.record import CANDIDATES, Box, ImageRecord, Reason, candidates_frame
-from osdhuman.curate.resize import resize
 
 PHOTOGRAPH = astronaut()
 CONFIG = CutConfig(size=64, min_side=32)

@@ -8,12 +8,10 @@ import pytest
 from curated import FLOOR, write_run
 from PIL import Image
 
-from osdhuman import paper
-from osdhuman.benchmark import measure as benchmark
-from osdhuman.curate import page
-from osdhuman.curate import report as module
-from osdhuman.curate.figures import _apart
-from osdhuman.curate.report import (
+from osdhuman import page, paper
+from osdhuman.curate.report import report as module
+from osdhuman.curate.report.figures import spread_apart
+from osdhuman.curate.report.report import (
     category_table,
     contact_sheet,
     histogram,
@@ -26,6 +24,7 @@ from osdhuman.curate.report import (
     write_table_1,
 )
 from osdhuman.curate.tags import CHUNK
+from osdhuman.metrics import folder as benchmark
 
 SOURCES = {"openimages": 60, "coco_val": 90}
 
@@ -176,7 +175,7 @@ def test_the_sharpness_of_a_picture_counts_once_whatever_its_boxes(out, run):
 
 
 def test_labels_are_pushed_apart_and_stay_within_the_limit():
-    placed = _apart([0.9, 0.88, 0.0, -0.99], gap=0.2, limit=1.0)
+    placed = spread_apart([0.9, 0.88, 0.0, -0.99], gap=0.2, limit=1.0)
     assert placed == pytest.approx([0.9, 0.7, 0.0, -0.99])
 
 

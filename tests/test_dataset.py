@@ -9,15 +9,8 @@ import torch
 from toy_training import draw_images
 
 from osdhuman.config import ConfigError, parse_config
-from osdhuman.data.dataset import (
-    DataConfig,
-    Positions,
-    TrainingImages,
-    epoch_order,
-    find_pairs,
-    load_batches,
-    read_manifest,
-)
+from osdhuman.data.dataset import Positions, TrainingImages, epoch_order, load_batches
+from osdhuman.data.samples import DataConfig, find_pairs, read_manifest
 from osdhuman.images import load_rgb, save_png
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from osdhuman.config import ConfigError, parse_config
-from osdhuman.curate.decode import DecodeConfig, DecodeFault, decode, read_header, reduction
+from osdhuman.curate.pixels import DecodeConfig, DecodeFault, decode, read_header, reduction
 from osdhuman.curate.record import ImageRecord, Reason
 from osdhuman.curate.sharpness import SharpnessConfig, estimate_threshold, laplacian_variance, measuring_factor
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from osdhuman.benchmark import run
-from osdhuman.benchmark.ablation import evaluation_of, training_of
-from osdhuman.benchmark.config import AblationConfig, EvalConfig
-from osdhuman.benchmark.cost_table import cost_table
-from osdhuman.benchmark.report import write_page
-from osdhuman.benchmark.strips import draw_strip, evenly_spaced, most_different_box
 from osdhuman.config import load_config, parse_config
+from osdhuman.evaluation import run
+from osdhuman.evaluation.ablation import evaluation_of, training_of
+from osdhuman.evaluation.config import AblationConfig, EvalConfig
+from osdhuman.evaluation.cost_table import cost_table
+from osdhuman.evaluation.report import write_page
+from osdhuman.evaluation.strips import draw_strip, evenly_spaced, most_different_box
 from osdhuman.images import save_png
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -143,7 +143,7 @@ def test_workers_change_nothing(folder, done, tmp_path):
 
 def test_cost_is_measured_once(folder, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("osdhuman.benchmark.cost.cost", lambda build, size: calls.append(size) or {"macs": 1})
+    monkeypatch.setattr("osdhuman.evaluation.cost.cost", lambda build, size: calls.append(size) or {"macs": 1})
     config = settings(folder, output=tmp_path, methods={"input": {"restorer": "input"}}, cost_size=64)
     run.cost(config)
     run.cost(config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from osdhuman.data.degradation import Degradation, DegradationConfig
-from osdhuman.data.freeze import freeze_lq
+from osdhuman.data.pairs import freeze_lq
 
 HQ = torch.rand(3, 192, 192, generator=torch.Generator().manual_seed(0))
 NAMES = [f"{i}.png" for i in range(6)]

@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from osdhuman import iqa, metrics
-from osdhuman.iqa import DOWNLOADS, METRICS, PACKAGED, MetricUnavailable, identify, load_scorer, load_scorers
+from osdhuman.metrics import luma as metrics
+from osdhuman.metrics import scorers as iqa
+from osdhuman.metrics import weights
+from osdhuman.metrics.scorers import identify, load_scorer, load_scorers
+from osdhuman.metrics.table import METRICS
+from osdhuman.metrics.weights import DOWNLOADS, PACKAGED, MetricUnavailable
 
 pyiqa = pytest.importorskip("pyiqa", reason="pip install 'osdhuman[iqa]'")
 
@@ -273,7 +277,7 @@ def offline(monkeypatch, tmp_path) -> Path:
     def fail(url: str, timeout: float) -> None:
         raise URLError(OSError(-2, "Name or service not known"))
 
-    monkeypatch.setattr(iqa, "urlopen", fail)
+    monkeypatch.setattr(weights, "urlopen", fail)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     return tmp_path
 
@@ -307,7 +311,7 @@ def test_half_a_download_leaves_nothing_behind(offline, monkeypatch):
     class Half(io.BytesIO):
         headers = {"Content-Length": "100"}  # noqa: RUF012
 
-    monkeypatch.setattr(iqa, "urlopen", lambda url, timeout: Half(b"50 bytes"))
+    monkeypatch.setattr(weights, "urlopen", lambda url, timeout: Half(b"50 bytes"))
     with pytest.raises(MetricUnavailable, match="8 of 100 bytes"):
         load_scorer("fid")
     assert not list((offline / "pyiqa").iterdir())

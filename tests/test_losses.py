@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from osdhuman.models.diffusion import add_noise, alphas_cumprod, x0_from_noise
-from osdhuman.train.losses import (
-    build_perceptual,
+from osdhuman.recipes.losses import (
     classifier_free_guidance,
     generator_loss,
     mse_loss,
@@ -16,6 +15,7 @@ from osdhuman.train.losses import (
     vsd_direction,
     vsd_loss,
 )
+from osdhuman.recipes.perceptual import build_perceptual
 
 
 @pytest.fixture(scope="module")

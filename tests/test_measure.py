@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from osdhuman.benchmark import measure as module
-from osdhuman.benchmark.measure import comparable, measure
 from osdhuman.images import save_png
-from osdhuman.iqa import METRICS, MetricUnavailable, Scorer, SetScorer
+from osdhuman.metrics import folder as module
+from osdhuman.metrics.folder import comparable, measure
+from osdhuman.metrics.scorers import Scorer, SetScorer
+from osdhuman.metrics.table import METRICS
+from osdhuman.metrics.weights import MetricUnavailable
 
 # The metrics stand in for those of pyiqa: niqe is the mean of an image (NaN for black), psnr_y its mean distance from
 # the reference, fid the number of pictures. `calls` notes how many images each has seen.

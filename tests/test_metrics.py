@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from osdhuman.metrics import luma, psnr_y, ssim_y
+from osdhuman.metrics.luma import luma, psnr_y, ssim_y
 
 
 def grey(level: int) -> torch.Tensor:

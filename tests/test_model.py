@@ -11,10 +11,10 @@ from toys import LATENTS, TOKENS, WIDTH, toy_config, toy_unet, with_adapters_at_
 
 from osdhuman import OSDHuman
 from osdhuman.models.base import SD21_UNET, SD21_VAE, BaseError, fingerprint, load_base
+from osdhuman.models.build import build_generator, trained_state
 from osdhuman.models.diffusion import add_noise, alphas_cumprod, x0_from_noise
 from osdhuman.models.lora import LoRAConfig, add_lora, merge_lora, share, unet_lora_layers, vae_lora_layers
-from osdhuman.models.osdhuman import build_generator, trained_state
-from osdhuman.train.regularizer import RegularizerConfig, build_networks
+from osdhuman.recipes.vsd_networks import RegularizerConfig, build_networks
 
 
 @pytest.fixture(scope="module")

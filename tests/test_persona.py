@@ -12,20 +12,21 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from osdhuman.curate import persona
+from osdhuman.curate import rebuild as rebuilding
 from osdhuman.curate.crops import CutConfig, cut
 from osdhuman.curate.persona import (
     PersonaConfig,
     describe,
     encode_png,
     read_settings,
-    rebuild,
     settings_metadata,
     write_metadata,
     write_shard,
 )
+from osdhuman.curate.rebuild import rebuild
 from osdhuman.curate.record import Box, ImageRecord, Reason, candidate_id, candidates_frame
-from osdhuman.data.dataset import find_images, find_pairs
+from osdhuman.data.samples import find_pairs
+from osdhuman.folders import find_images
 
 SMALL = CutConfig(size=64, min_side=64)
 SETTINGS = PersonaConfig(seed=3)
@@ -263,7 +264,7 @@ def test_other_pictures_of_the_same_name_are_listed(out: Path, tmp_path: Path):
 def test_a_crop_that_comes_out_differently_is_listed_and_not_written(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(persona, "encode_png", lambda pixels: b"another encoder")
+    monkeypatch.setattr(rebuilding, "encode_png", lambda pixels: b"another encoder")
     report = rebuild(out / "manifest.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
     assert len(report.differ) == 3 and not list((tmp_path / "again").rglob("*.png"))
 
@@ -275,9 +276,9 @@ def test_what_could_be_rebuilt_can_be_loaded(out: Path, tmp_path: Path):
 
 
 def test_other_versions_are_named_where_crops_differ(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(persona, "encode_png", lambda pixels: b"another encoder")
+    monkeypatch.setattr(rebuilding, "encode_png", lambda pixels: b"another encoder")
     monkeypatch.setattr(
-        persona, "versions", lambda: read_settings(out / "manifest.parquet")["versions"] | {"torch": "9"}
+        rebuilding, "versions", lambda: read_settings(out / "manifest.parquet")["versions"] | {"torch": "9"}
     )
     report = rebuild(out / "manifest.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
     assert "(here 9)" in str(report)

@@ -12,11 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+import osdhuman.curate.passes as passes
 import osdhuman.curate.pipeline as pipeline
 import osdhuman.curate.score as score
 from osdhuman.config import ConfigError, load_config, parse_config
+from osdhuman.curate.config import HQACFConfig
 from osdhuman.curate.manifest import AccountError, Entry, Tally, account_text, make_account
-from osdhuman.curate.pipeline import HQACFConfig
 from osdhuman.curate.record import CANDIDATES, Box, ImageRecord, Reason, images_frame
 from osdhuman.curate.score import ScoreConfig, score_crops
 
@@ -115,9 +116,10 @@ def toys(monkeypatch):
     monkeypatch.setattr(pipeline, "load_scorers", toy_scorers)
     monkeypatch.setattr(score, "load_scorers", toy_scorers)
     monkeypatch.setattr(pipeline, "build_detector", toy_detector)
+    monkeypatch.setattr(passes, "build_detector", toy_detector)
     monkeypatch.setattr(pipeline, "build_engine", lambda config: Inline())
     score._scorers.cache_clear()
-    pipeline._detector.cache_clear()
+    passes._detector.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -201,20 +203,20 @@ def test_the_account_as_text():
 def test_a_finished_run_is_not_done_again(root, tmp_path, monkeypatch):
     config = toy_config(root, tmp_path / "out")
     account, before = pipeline.run(config), contents(tmp_path / "out")
-    monkeypatch.setattr(pipeline, "cut", None)
-    monkeypatch.setattr(pipeline, "select", None)
+    monkeypatch.setattr(passes, "cut", None)
+    monkeypatch.setattr(passes, "select", None)
     assert pipeline.run(config) == account and contents(tmp_path / "out") == before
 
 
 def test_a_run_that_failed_in_the_middle_ends_as_if_it_had_not(root, tmp_path, monkeypatch):
     pipeline.run(toy_config(root, tmp_path / "whole"))
-    config, cut = toy_config(root, tmp_path / "out"), pipeline.cut
+    config, cut = toy_config(root, tmp_path / "out"), passes.cut
     failing = iter(range(7))
-    monkeypatch.setattr(pipeline, "cut", lambda *a: cut(*a) if next(failing, None) is not None else 1 / 0)
+    monkeypatch.setattr(passes, "cut", lambda *a: cut(*a) if next(failing, None) is not None else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipeline.run(config)
     assert 0 < len(list((tmp_path / "out" / "crops").glob("*"))) < 8
-    monkeypatch.setattr(pipeline, "cut", cut)
+    monkeypatch.setattr(passes, "cut", cut)
     pipeline.run(config)
     assert same_results(tmp_path / "out", tmp_path / "whole")
 
@@ -243,11 +245,11 @@ def start_driver(root: Path, out: Path) -> subprocess.Popen:
     """A run on local processes in a process of its own. Its worker imports the file too, and so gets the toys."""
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import osdhuman.curate.pipeline as pipeline, osdhuman.curate.score as score
+import osdhuman.curate.pipeline as pipeline, osdhuman.curate.passes as passes, osdhuman.curate.score as score
 import test_pipeline as toys
 from pathlib import Path
 pipeline.load_scorers = score.load_scorers = toys.toy_scorers
-pipeline.build_detector = toys.toy_detector
+pipeline.build_detector = passes.build_detector = toys.toy_detector
 if __name__ == "__main__":
     pipeline.run(toys.toy_config(Path({str(root)!r}), Path({str(out)!r}), engine={{"workers": 1}}))
 """
@@ -296,7 +298,7 @@ def test_a_picture_that_comes_twice_in_a_source_is_an_error(root, tmp_path):
 
 def test_two_runs_cannot_work_in_one_folder(root, tmp_path):
     (tmp_path / "out").mkdir()
-    with pipeline.alone_in(tmp_path / "out"), pytest.raises(ValueError, match="another run is working in"):
+    with pipeline.exclusive(tmp_path / "out"), pytest.raises(ValueError, match="another run is working in"):
         pipeline.run(toy_config(root, tmp_path / "out"))
 
 
@@ -314,7 +316,7 @@ def test_workers_and_batches_may_change(root, tmp_path):
 
 
 def test_a_missing_metric_ends_the_run_before_any_work(root, tmp_path, monkeypatch):
-    from osdhuman.iqa import MetricUnavailable
+    from osdhuman.metrics.weights import MetricUnavailable
 
     def unavailable(names, device):
         raise MetricUnavailable("musiq", "no weights", "download them")
@@ -352,8 +354,8 @@ def test_the_detector_leaves_annotated_boxes_alone(root, tmp_path):
     records = [ImageRecord("loose", file, "a", known), ImageRecord("loose", file, "b", None)]
     (tmp_path / "images").mkdir()
     images_frame(records).write_parquet(tmp_path / "images" / "00000.parquet")
-    pipeline.detect_shard(config, 0)
-    assert [record.boxes == known for record in pipeline.read_records(config, 0)] == [True, False]
+    passes.detect_shard(config, 0)
+    assert [record.boxes == known for record in passes.read_records(config, 0)] == [True, False]
 
 
 def test_scores_stand_in_the_order_of_the_crops(tmp_path):

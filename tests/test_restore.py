@@ -14,19 +14,11 @@ from torch import Tensor, nn
 from toys import toy_base, toy_config
 
 from osdhuman.images import Picture, read_picture, resize, write_picture
-from osdhuman.models.osdhuman import build_generator
-from osdhuman.restore import (
-    Plan,
-    RestoreConfig,
-    estimate,
-    in_float32,
-    list_jobs,
-    make_plan,
-    pad_to_multiple,
-    restore_files,
-    restore_image,
-    restore_tensor,
-)
+from osdhuman.inference.config import RestoreConfig
+from osdhuman.inference.folder import list_jobs, restore_files
+from osdhuman.inference.memory import Plan, estimate, make_plan
+from osdhuman.inference.tensors import in_float32, pad_to_multiple, restore_image, restore_tensor
+from osdhuman.models.build import build_generator
 
 
 class Net(nn.Module):
@@ -402,7 +394,7 @@ def test_alpha_is_enlarged_with_the_picture(tmp_path):
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.setattr("osdhuman.models.osdhuman.OSDHuman.from_pretrained", lambda *_, **__: MODEL)
+    monkeypatch.setattr("osdhuman.pretrained.OSDHuman.from_pretrained", lambda *_, **__: MODEL)
     return runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "restore.py"))["main"]
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from osdhuman import OSDHuman
-from osdhuman.benchmark.restore import RECORD, image_seed, restore_folder
+from osdhuman.evaluation.restored_folder import RECORD, image_seed, restore_folder
 from osdhuman.images import load_rgb
 from osdhuman.restorers import RESTORERS, find_restorer, load_restorer
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from osdhuman.benchmark.statistics import average_ranks, marks, mean_interval, paired_difference, ranks
+from osdhuman.evaluation.statistics import average_ranks, marks, mean_interval, paired_difference, ranks
 
 SCORES = np.random.default_rng(0).normal(20, 2, 400)
 

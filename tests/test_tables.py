@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 
 from osdhuman import paper
-from osdhuman.benchmark.config import EvalConfig
-from osdhuman.benchmark.tables import Table, as_csv, as_json, build_table, latex, markdown, write_table
 from osdhuman.config import ConfigError, parse_config
-from osdhuman.iqa import METRICS
+from osdhuman.evaluation.config import EvalConfig
+from osdhuman.evaluation.table_formats import as_csv, as_json, latex, markdown, write_table
+from osdhuman.evaluation.tables import Table, build_table
+from osdhuman.metrics.table import METRICS
 
 IMAGES = ["a.png", "b.png", "c.png", "d.png"]
 MEASURED = {  # set -> method -> metric -> scores of the four images

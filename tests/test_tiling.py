@@ -9,16 +9,8 @@ import torch
 from torch import nn
 from toys import toy_vae
 
-from osdhuman.tiling import (
-    blend_latent,
-    gaussian_weights,
-    replaced_forwards,
-    run_tiled,
-    starts,
-    tiled_vae,
-    vae_tile_boxes,
-    windows,
-)
+from osdhuman.inference.latent_tiles import blend_latent, gaussian_weights, starts
+from osdhuman.inference.vae_tiles import replaced_forwards, run_tiled, tiled_vae, vae_tile_boxes, windows
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = np.load(FOLDER / "tiling.npz")

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from osdhuman.train.linear_start import start_as_identity, start_as_linear_code
-from osdhuman.train.tiny_base import TinyBaseConfig, build_unet, build_vae, list_photographs
+from osdhuman.tiny.linear_start import start_as_identity, start_as_linear_code
+from osdhuman.tiny.tiny_base import TinyBaseConfig, build_unet, build_vae, list_photographs
 
 CONFIG = TinyBaseConfig(photographs="unused")
 

@@ -161,7 +161,7 @@ def test_the_real_networks_train_and_the_checkpoint_is_a_model(tmp_path):
     from toys import toy_config as toy_model
     from toys import write_toy_base
 
-    from osdhuman.models.osdhuman import OSDHuman
+    from osdhuman.pretrained import OSDHuman
     from osdhuman.train.loop import build_trainer
 
     model = toy_model(write_toy_base(tmp_path / "base"), train_conv_in=True)

@@ -14,9 +14,9 @@ from osdhuman.config import load_config
 from osdhuman.images import save_png
 from osdhuman.models.diffusion import alphas_cumprod, x0_from_noise
 from osdhuman.models.generator import Restoration
+from osdhuman.recipes.vsd_networks import Networks
 from osdhuman.train.config import TrainConfig
 from osdhuman.train.loop import Trainer
-from osdhuman.train.regularizer import Networks
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where sums repeat themselves bit for bit
 TOKENS, WIDTH = 2, 3

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from osdhuman.models.base import Base, load_base
-from osdhuman.models.osdhuman import OSDHumanConfig
+from osdhuman.models.build import OSDHumanConfig
 from osdhuman.models.prompts import HFIEConfig, PromptConfig
 from osdhuman.models.ram import RAMConfig, RAMEncoder, save_ram_encoder
 

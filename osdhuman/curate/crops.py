@@ -23,9 +23,18 @@ import numpy as np
 from pydantic import Field
 
 from osdhuman.config import Config
-from osdhuman.curate.decode import DecodeConfig, Decoded, DecodeFault, Header, decode, read_header, reduction
+from osdhuman.curate.pixels import (
+    DecodeConfig,
+    Decoded,
+    DecodeFault,
+    Header,
+    Kernel,
+    decode,
+    read_header,
+    reduction,
+    resize,
+)
 from osdhuman.curate.record import Box, Candidate, ImageRecord, Reason, candidate_id
-from osdhuman.curate.resize import Kernel, resize
 from osdhuman.curate.sharpness import SharpnessConfig, laplacian_variance, measuring_factor
 
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from osdhuman.config import Config
 from osdhuman.files import to_disk
-from osdhuman.processes import end_with_parent
+from osdhuman.machine import end_with_parent
 
 Work = Callable[[int], dict]
 DONE = "done.json"

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from osdhuman.config import Config
-from osdhuman.iqa import Scorer, load_scorers
+from osdhuman.metrics.scorers import Scorer, load_scorers
 
 READERS = 4  # threads that decode crops while the network scores those before
 

@@ -21,7 +21,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from osdhuman.config import Config
 from osdhuman.curate.record import Reason
 from osdhuman.files import replacing
-from osdhuman.iqa import METRICS
+from osdhuman.metrics.table import METRICS
 
 # A picture is known by the first 64 bits of its sha256: of 4 million, two agree by chance once in 2 million sets.
 PICTURE = pl.col("sha256").str.decode("hex").bin.slice(0, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big")

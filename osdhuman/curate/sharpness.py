@@ -17,9 +17,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from osdhuman.config import Config
-from osdhuman.curate.decode import DecodeConfig, decode, read_header, reduction
+from osdhuman.curate.pixels import DecodeConfig, decode, read_header, reduction, resize
 from osdhuman.curate.record import ImageRecord
-from osdhuman.curate.resize import resize
 
 SIDE = 512
 

@@ -9,8 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from osdhuman.files import file_sha256
-from osdhuman.models.osdhuman import OSDHuman, find_model
-from osdhuman.restore import RestoreConfig, find_device, restore_tensor
+from osdhuman.inference.config import RestoreConfig
+from osdhuman.inference.tensors import restore_tensor
+from osdhuman.machine import find_device
+from osdhuman.pretrained import OSDHuman, find_model
 
 
 class OneStepSettings(RestoreConfig):

@@ -18,14 +18,14 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from osdhuman.color_fix import ColorFix
 from osdhuman.files import file_sha256
 from osdhuman.images import resize
+from osdhuman.inference.color_fix import ColorFix
+from osdhuman.inference.tensors import restore_tensor
 from osdhuman.models.base import SD21_BASE, load_base
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora, unet_lora_layers, vae_lora_layers
 from osdhuman.models.prompts import PromptConfig, build_prompt_extractor
-from osdhuman.restore import restore_tensor
 from osdhuman.restorers.osdhuman import OneStepSettings, generator_parts
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from osdhuman.config import Config
-from osdhuman.data.dataset import DataConfig
 from osdhuman.data.degradation import DegradationConfig
-from osdhuman.models.osdhuman import OSDHumanConfig
-from osdhuman.train.losses import PerceptualName
-from osdhuman.train.regularizer import RegularizerConfig
+from osdhuman.data.samples import DataConfig
+from osdhuman.models.build import OSDHumanConfig
+from osdhuman.recipes.perceptual import PerceptualName
+from osdhuman.recipes.vsd_networks import RegularizerConfig
 
 NEGATIVE_PROMPT = (
     "painting, oil painting, illustration, drawing, art, sketch, cartoon, CG Style, 3D render, unreal engine, "

@@ -16,10 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from osdhuman.config import dump_config
-from osdhuman.data.dataset import Batch, Positions, TrainingImages, list_samples, load_batches
+from osdhuman.data.dataset import Batch, Positions, TrainingImages, load_batches
 from osdhuman.data.degradation import Degradation
+from osdhuman.data.samples import list_samples
 from osdhuman.models.diffusion import add_noise
 from osdhuman.models.generator import Restoration
+from osdhuman.recipes.losses import classifier_free_guidance, generator_loss, mse_loss, regularizer_loss, vsd_loss
+from osdhuman.recipes.perceptual import build_perceptual
+from osdhuman.recipes.vsd_networks import Networks, build_networks
 from osdhuman.train.checkpoint import (
     config_changes,
     load_checkpoint,
@@ -30,15 +34,6 @@ from osdhuman.train.checkpoint import (
 from osdhuman.train.config import TrainConfig
 from osdhuman.train.learner import Learner, MovingAverage, learning_rate
 from osdhuman.train.log import Log, add_losses
-from osdhuman.train.losses import (
-    build_perceptual,
-    classifier_free_guidance,
-    generator_loss,
-    mse_loss,
-    regularizer_loss,
-    vsd_loss,
-)
-from osdhuman.train.regularizer import Networks, build_networks
 from osdhuman.train.validation import validate
 
 
@@ -291,7 +286,7 @@ def train(config: TrainConfig) -> Path:
 def build_trainer(config: TrainConfig) -> Trainer:
     """Load the base, build the networks upon it, and encode the negative prompt once."""
     from osdhuman.models.base import load_base
-    from osdhuman.models.osdhuman import OSDHuman
+    from osdhuman.pretrained import OSDHuman
 
     list_samples(config.data)  # a wrong path shows before gigabytes are loaded
     torch.manual_seed(config.seed)  # the adapters' first values, the same on every process

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from osdhuman.data.dataset import find_pairs
+from osdhuman.data.samples import find_pairs
 from osdhuman.images import load_rgb, resize, save_png
-from osdhuman.metrics import psnr_y, ssim_y
-from osdhuman.restore import pad_to_multiple
+from osdhuman.inference.tensors import pad_to_multiple
+from osdhuman.metrics.luma import psnr_y, ssim_y
 
 SHOWN = 4  # rows of the picture
 

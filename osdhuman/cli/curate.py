@@ -1,0 +1,109 @@
+"""HQ-ACF: build PERSONA from detection data sets. The same command again continues a run that was stopped.
+
+python scripts/hq_acf.py --config configs/hq_acf/persona.yaml root=/data out=/data/persona [key=value ...]
+python scripts/hq_acf.py tags OUT checkpoint=ram_plus.pth ...   # tag PERSONA train by RAM++, for the report's Fig. 7
+python scripts/hq_acf.py report OUT                      # tables, figures and one HTML page of a finished run
+python scripts/hq_acf.py rebuild MANIFEST OUTPUT coco=/data/coco/train2017 ...   # the same folder from a manifest
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from osdhuman.config import dump_config, load_config
+
+
+def main() -> int:
+    arguments = parse_arguments(sys.argv[1:])
+    from osdhuman.curate.engines import ShardError
+    from osdhuman.metrics.weights import MetricUnavailable
+
+    try:
+        return arguments.command(arguments)
+    except (ValueError, OSError, ImportError, MetricUnavailable, ShardError) as error:
+        print(f"hq_acf: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="run | tags | report | rebuild")
+
+    run = commands.add_parser("run", help="build PERSONA (the default)")
+    run.add_argument("--config", help="YAML file of settings")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as cut.min_side=200")
+    run.set_defaults(command=run_pipeline)
+
+    tags = commands.add_parser("tags", help="tag PERSONA train by RAM++ into OUT/tags")
+    tags.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
+    tags.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as checkpoint= and tag_list=")
+    tags.set_defaults(command=tag_persona)
+
+    report = commands.add_parser("report", help="Table 1, Figs. 1, 6 and 7, survivors, as PNG, PDF and one HTML page")
+    report.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
+    report.add_argument("folders", nargs="*", metavar="NAME=FOLDER", help="further rows of Table 1")
+    report.add_argument("--output", type=Path, help="default: OUT/report")
+    report.add_argument("--tags", type=Path, help="what the tagging of PERSONA train wrote; default: OUT/tags")
+    report.add_argument("--categories", type=Path, help="CSV of tag,category in place of the package's own map")
+    report.add_argument("--device", default="cpu")
+    report.set_defaults(command=write_report)
+
+    rebuild = commands.add_parser("rebuild", help="PERSONA from a manifest and local copies of the sources")
+    rebuild.add_argument("manifest", type=Path, metavar="MANIFEST")
+    rebuild.add_argument("output", type=Path, metavar="OUTPUT")
+    rebuild.add_argument("roots", nargs="+", metavar="SOURCE=FOLDER", help="where the pictures of each source are")
+    rebuild.add_argument("--workers", type=int, default=1, help="processes")
+    rebuild.set_defaults(command=rebuild_persona)
+
+    named = words[:1] and words[0] in (*commands.choices, "-h", "--help")
+    return parser.parse_args(words if named else ["run", *words])
+
+
+def run_pipeline(arguments: argparse.Namespace) -> int:
+    from osdhuman.curate.config import HQACFConfig
+    from osdhuman.curate.manifest import account_text
+    from osdhuman.curate.pipeline import run
+
+    config = load_config(HQACFConfig, arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    print(account_text(run(config)))
+    print(f"PERSONA is in {config.out / 'persona'}, the fate of every candidate in {config.out / 'manifest.parquet'}")
+    return 0
+
+
+def tag_persona(arguments: argparse.Namespace) -> int:
+    from osdhuman.curate.tags import TagConfig, tag_folder
+
+    output = arguments.out / "tags"
+    tag_folder(arguments.out / "persona" / "train", output, load_config(TagConfig, None, arguments.overrides))
+    print(f"tags in {output}; `report {arguments.out}` draws them")
+    return 0
+
+
+def write_report(arguments: argparse.Namespace) -> int:
+    from osdhuman.curate.report.report import report
+
+    folders = named_folders(arguments.folders)
+    output = arguments.output or arguments.out / "report"
+    print(report(arguments.out, output, folders, arguments.tags, arguments.categories, device=arguments.device))
+    return 0
+
+
+def rebuild_persona(arguments: argparse.Namespace) -> int:
+    from osdhuman.curate.rebuild import rebuild
+
+    result = rebuild(arguments.manifest, named_folders(arguments.roots), arguments.output, arguments.workers)
+    print(result)
+    return 0 if result.complete else 1
+
+
+def named_folders(words: list[str]) -> dict[str, Path]:
+    """`name=folder` words as a dict. Raises ValueError for one without a name, and for a folder that is not there."""
+    folders = {name: Path(folder) for name, _, folder in (word.partition("=") for word in words)}
+    for name, folder in folders.items():
+        if not name or not folder.name or not folder.is_dir():
+            raise ValueError(f"expected NAME=FOLDER with a folder that exists, got {name}={folder}")
+    return folders

@@ -1,0 +1,63 @@
+"""The machine a run works on: devices, free memory, worker processes."""
+
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def end_with_parent() -> None:
+    """Called in a worker: it ends when its parent does. One killed by -9 cannot tell it, and it would wait for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def find_device(name: str = "auto") -> str:
+    """`name` itself; for "auto" the best that there is of cuda, mps and cpu."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run on `device` may still take, within the limit of a container where there is one."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return min(psutil.virtual_memory().available, _container_free())
+
+
+def _container_free() -> float:
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    try:
+        return int(limit.read_text()) - int(used.read_text())
+    except (OSError, ValueError):  # not Linux, not a container, or "max": no limit
+        return float("inf")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: CUDA has a class for it, the CPU's allocator only a message."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
+def peak_of_this_process() -> int:
+    """The most bytes that were resident so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage, which on Linux starts from the size of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
