@@ -1,0 +1,44 @@
+"""What all commands share: how an error, Ctrl-C and SIGTERM end them, with one line and an exit code."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+SETTINGS, INTERRUPTED, TERMINATED = 2, 130, 143  # exit codes
+
+
+class Terminated(BaseException):
+    """SIGTERM reached this process; not an Exception, so that no handler of errors takes it for one."""
+
+
+def run_command(
+    name: str,
+    work: Callable[[], int],
+    progress: Callable[[], str] = lambda: "the same command continues",
+    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
+) -> int:
+    """Run `work` and return its exit code; `errors` end with one message and code 2.
+
+    Ctrl-C ends with code 130, SIGTERM with 143, each with one line: `progress()` says what is done and how to continue.
+    """
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        return work()
+    except errors as error:
+        return _end(f"{name}: {error}", SETTINGS)
+    except KeyboardInterrupt:
+        return _end(f"{name}: interrupted; {progress()}", INTERRUPTED)
+    except Terminated:
+        return _end(f"{name}: terminated; {progress()}", TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _raise_terminated(signum: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the clean-up
+    raise Terminated
