@@ -1,4 +1,4 @@
-"""A plain folder of pictures without annotations; a detector finds the persons."""
+"""A plain folder of images without annotations; a detector finds the persons."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from osdhuman.images import SUFFIXES
 
 
 def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
-    """All pictures below `images`, by their paths; hidden files and folders are passed over."""
-    for file in _pictures(config.images, ""):
+    """All images below `images`, by their paths; hidden files and folders are passed over."""
+    for file in _images(config.images, ""):
         try:
             file.encode()
         except UnicodeEncodeError:
@@ -20,7 +20,7 @@ def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
         yield ImageRecord(config.name, file, file, boxes=None, licence=config.licence)
 
 
-def _pictures(root: Path, below: str) -> Iterator[str]:
+def _images(root: Path, below: str) -> Iterator[str]:
     """Depth first; only one folder's names are in memory. A link to a folder is followed if it leads to none above."""
     inside = (root / below).resolve()
     for name in sorted(os.listdir(root / below)):
@@ -29,6 +29,6 @@ def _pictures(root: Path, below: str) -> Iterator[str]:
             continue
         if path.is_dir():
             if path.resolve() not in (inside, *inside.parents):
-                yield from _pictures(root, f"{below}{name}/")
+                yield from _images(root, f"{below}{name}/")
         elif path.suffix.lower() in SUFFIXES:
             yield f"{below}{name}"
