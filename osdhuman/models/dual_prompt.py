@@ -6,8 +6,7 @@ Performer (Choromanski et al., 2021) over the feature grid and attention pooling
 """
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, unfold
 
 from osdhuman.config import Config, parse_config
+from osdhuman.models.known_files import seems_to_be
 from osdhuman.models.ram import load_strictly, read_content
 from osdhuman.models.triple_branch import (
     COMPUTED,
@@ -48,7 +48,7 @@ EMBEDDER_RENAMED = (
 DISCRIMINATOR = (
     "embedding_changer1.",
     "embedding_changer2.",
-)  # its projections: trained in stage 2, not used to restore
+)  # its projections are trained, not used to restore
 SECOND_NAMES = ".encoder.proj_updater."  # the Performer's tensors once more, and a counter
 CONTENT = {"model_state_dict", "swinir_kwargs", "performer_kwargs"}
 
@@ -77,22 +77,6 @@ FIXED = {
     "upsampler": "nearest+conv", "resi_connection": "1conv", "downsample": True, "patch_norm": True,
     "qkv_bias": True, "qk_scale": None,
 }  # fmt: skip
-
-# What a file that is not HAODiff's seems to be, by a part of its names
-SIGNS = (
-    (r"^state_dict_unet|^rank_unet", "OSEDiff's osediff.pkl"),
-    (r"visual_encoder\.", "RAM or DAPE"),
-    (r"model\.diffusion_model\.", "a checkpoint of Stable Diffusion in its first layout"),
-    (r"control_model\.|^input_hint_block", "a ControlNet in Stable Diffusion's first layout (DiffBIR)"),
-    (r"^(feature_extractor|main_performer)\.", "the tensors of HAODiff's prompt network without their settings"),
-    (r"^branches\.\d", "the network of HAODiff's stage 1"),
-    (r"lora_[AB]|lora\.(up|down)", "a LoRA file"),
-    (r"quantize\.", "an autoencoder with a codebook (ResShift, or OSDFace's image encoder)"),
-    (r"input_blocks\.", "ResShift's or SinSR's network"),
-    (r"residual_group", "SwinIR"),
-    (r"(?i)\.rdb1\.", "an ESRGAN network"),
-    (r"down_blocks\.", "a UNet or ControlNet of diffusers"),
-)
 
 
 class EmbedderConfig(Config):
@@ -237,10 +221,9 @@ def load_dual_prompt(path: str | Path) -> DualPromptExtractor:
     tensors and settings that do not fit.
     """
     content = read_content(path, PUBLISHED)
-    names = _all_names(content)
-    if not isinstance(content, Mapping) or not CONTENT <= set(content):
+    if not isinstance(content, Mapping) or not CONTENT.issubset(content):
         raise ValueError(
-            f"{path} must hold {', '.join(sorted(CONTENT))}, but seems to be {seems_to_be(names)}. {PUBLISHED}"
+            f"{path} must hold {', '.join(sorted(CONTENT))}, but seems to be {seems_to_be(content)}. {PUBLISHED}"
         )
     config, unknown = config_from_official(content["swinir_kwargs"], content["performer_kwargs"])
     extractor = dual_prompt_from_state(content["model_state_dict"], config)
@@ -279,21 +262,6 @@ def config_from_official(swinir: Mapping[str, Any], performer: Mapping[str, Any]
     unused = [f"swinir_kwargs.{name}" for name in swinir if name not in FIXED and name not in BRANCH_SETTINGS]
     unused += [f"performer_kwargs.{name}" for name in performer if name not in EMBEDDER_SETTINGS]
     return parse_config(DualPromptConfig, values, "the settings in img_encoder_weights.pth"), tuple(unused)
-
-
-def seems_to_be(names: Iterable[str]) -> str:
-    """What a file with these names of tensors probably is, in words."""
-    names = list(names)
-    found = (what for sign, what in SIGNS if any(re.search(sign, name) for name in names))
-    return next(found, f"something unknown ({', '.join(names[:3])}, ...)")
-
-
-def _all_names(content: Any) -> list[str]:
-    """Names at the top and one level below."""
-    if not isinstance(content, Mapping):
-        return [type(content).__name__]
-    inner = [name for part in content.values() if isinstance(part, Mapping) for name in part]
-    return [str(name) for name in [*content, *inner]]
 
 
 def _check_second_names(state: Mapping[str, Tensor]) -> None:

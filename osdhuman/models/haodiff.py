@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from osdhuman.config import Config
-from osdhuman.models.dual_prompt import DualPromptExtractor, seems_to_be
+from osdhuman.models.dual_prompt import DualPromptExtractor
 from osdhuman.models.generator import Generator
+from osdhuman.models.known_files import seems_to_be
 from osdhuman.models.lora import LoRAConfig, merge_lora
 from osdhuman.models.triple_branch import PUBLISHED
 

@@ -2,7 +2,8 @@
 
 The package carries the official weights in the form of the inference library ncnn: a text file (.param) with one line
 per layer, and the convolutions' weights in that order (.bin). Both are read here into spandrel's RRDBNet, in float32.
-The package itself, which needs Vulkan, is neither imported nor run.
+The package itself, which needs Vulkan's loader, is neither imported nor run. Its program extends every image by 10
+mirrored pixels before the network and crops the result; the network is the same.
 """
 
 from collections.abc import Iterator
@@ -81,9 +82,7 @@ def _convolution(name: str, settings: dict[str, str], path: str | Path) -> Convo
         raise ValueError(f"{path}: convolution {name} must have a bias and stride and dilation 1, has {settings}")
     layer = Convolution(name, *(int(settings[number]) for number in ("0", "1", "6")))
     if layer.weights != np.prod(layer.shape):
-        raise ValueError(
-            f"{path}: {layer.weights} weights of convolution {name} do not fit its {layer.shape[0]} outputs"
-        )
+        raise ValueError(f"{path}: {layer.weights} weights do not fit the {layer.out_channels} outputs of {name}")
     return layer
 
 

@@ -6,12 +6,15 @@ names, which is safe too, but for `.pt` it also loads TorchScript archives, whic
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from osdhuman.models.known_files import seems_to_be
 from osdhuman.models.ram import read_content
 
 if TYPE_CHECKING:
@@ -32,8 +35,6 @@ class SpandrelModel(nn.Module):
     """
 
     def __init__(self, descriptor: "ImageModelDescriptor"):
-        from spandrel import ModelTiling
-
         super().__init__()
         channels = (descriptor.input_channels, descriptor.output_channels)
         if channels not in ((3, 3), (1, 1)):
@@ -44,7 +45,7 @@ class SpandrelModel(nn.Module):
         self.network = descriptor.model.eval().requires_grad_(False)
         self.scale: int = descriptor.scale
         self.architecture: str = descriptor.architecture.name
-        self.tileable: bool = descriptor.tiling == ModelTiling.SUPPORTED
+        self.tileable: bool = descriptor.tiling == _spandrel().ModelTiling.SUPPORTED
         self._descriptor, self._channels = descriptor, channels[0]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -77,33 +78,39 @@ def load_spandrel(path: str | Path) -> SpandrelModel:
 
 def model_from_state(state: dict[str, Tensor], source: str) -> SpandrelModel:
     """The same from tensors under one of the names that spandrel knows; `source` names them in errors."""
-    from spandrel import MaskedImageModelDescriptor, ModelLoader, UnsupportedModelError
-
+    spandrel = _spandrel()
     try:
-        descriptor = ModelLoader().load_from_state_dict(state)
-    except UnsupportedModelError:
-        few = ", ".join(list(state)[:3])
-        raise ValueError(f"{source} is of no architecture that spandrel knows (tensors {few}, ...). {KNOWN}") from None
+        descriptor = spandrel.ModelLoader().load_from_state_dict(state)
+    except spandrel.UnsupportedModelError:
+        what = seems_to_be(state)
+        raise ValueError(
+            f"spandrel does not know the architecture of {source}: it seems to be {what}. {KNOWN}"
+        ) from None
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{source} looks like a known architecture but does not fit it: {reason}. {KNOWN}") from error
-    if isinstance(descriptor, MaskedImageModelDescriptor):
+    if isinstance(descriptor, spandrel.MaskedImageModelDescriptor):
         raise ValueError(f"{source} is a {descriptor.architecture.name} model for inpainting: it needs a mask, too")
     return SpandrelModel(descriptor)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    from spandrel import canonicalize_state_dict
-
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}. {KNOWN}")
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_content(path, KNOWN)
-    state = canonicalize_state_dict(content) if isinstance(content, dict) else content
+    state = _spandrel().canonicalize_state_dict(content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(
             f"{path} must hold a dictionary of tensors, plain or under 'params_ema', 'params', 'model', ..."
         )
     return state
+
+
+def _spandrel() -> ModuleType:
+    try:
+        return import_module("spandrel")
+    except ModuleNotFoundError:
+        raise ImportError("a model of another architecture needs spandrel: `pip install spandrel`") from None
 
 
 def _read_safetensors(path: Path) -> Any:
