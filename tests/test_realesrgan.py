@@ -82,6 +82,7 @@ def test_single_precision_weights_are_not_padded(weights):
         (b"\x38\x4b\x0d\x00" + by_hand()[4:], "the weights of Conv_0 have the tag 0x000d4b38, expected 0x01306b47"),
         (b"", "ends inside Conv_0"),
     ],
+    ids=["cut", "too long", "8-bit weights", "empty"],
 )
 def test_a_damaged_bin_is_named_with_the_layer(weights, content, message):
     with pytest.raises(ValueError, match=message):
