@@ -365,7 +365,5 @@ def test_half_a_pair_is_named(tmp_path):
 
 
 def test_a_missing_file_says_where_it_is_published(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="HAODiff's weights are published by the repository gobunu/HAODiff"
-    ):
+    with pytest.raises(FileNotFoundError, match="HAODiff's weights are published by the repository gobunu/HAODiff"):
         read_unet_lora(tmp_path / "pytorch_lora_weights.safetensors")
