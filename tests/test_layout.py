@@ -40,7 +40,7 @@ def imports(module, everywhere):
 
 def part(module):
     """`osdhuman.curate.sources.coco` -> `curate`."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def parts_imported_by(name):
