@@ -135,7 +135,7 @@ def _content(source: Source) -> bytes:
 
 
 def _depth_and_gray(image: Image.Image, source: Source) -> tuple[int, bool]:
-    """Bits per channel and greyness of the file: Pillow shows 16-bit colour, and 16-bit grey with alpha, as 8-bit RGB."""
+    """Bits per channel and greyness of the file, which Pillow hides: 16-bit grey with alpha is 8-bit RGBA to it."""
     if image.format == "PNG":
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source.getvalue()[:26]) as file:
             depth, colour_type = file.read(26)[24:]  # IHDR: signature 8, length 4, name 4, width 4, height 4, these
