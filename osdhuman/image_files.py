@@ -19,7 +19,7 @@ from osdhuman.files import printable
 from osdhuman.machine import free_memory
 
 MAX_PIXELS = 250_000_000  # a phone's 200 million fit; the default of every setting `max_pixels`
-PIXELS_PER_BYTE = 256  # of the file; photographs have below 50, an image of one colour thousands
+PIXELS_PER_BYTE = 128  # of the file; photographs have below 50, an image of one colour in PNG thousands
 BYTES_PER_PIXEL = 24  # at the peak of reading: Pillow's 4, a copy of 4, uint8 of 3, float32 of 12
 LARGE = 16_000_000  # pixels from which the free memory is asked for
 LARGEST_PROFILE = 64 * 2**20  # bytes of a colour profile in a PNG
@@ -117,7 +117,7 @@ class TooLarge(ValueError):
 def refuse_too_large(width: int, height: int, file_size: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raise TooLarge for an image of more than `max_pixels`, or that would not fit into the memory that is free.
 
-    A file of few bytes (less than one for 256 pixels) is believed a quarter of `max_pixels`: larger ones that compress
+    A file of few bytes (less than one for 128 pixels) is believed a quarter of `max_pixels`: larger ones that compress
     so well are made to fill the memory. `file_size` is in bytes.
     """
     pixels = width * height
