@@ -6,6 +6,7 @@ Latents are float32 (B,C,h,w). `predict(x, t)` gives what the network predicts (
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -183,8 +184,8 @@ def _differences(h: Tensor, history: Sequence[tuple[Tensor, Tensor]]) -> tuple[T
     """First and second differences of the clean latent in units of `h`, from as many as there are."""
     if len(history) == 1:
         return 0.0, 0.0
-    widths = [(a[0] - b[0]) / h for a, b in zip(history, history[1:], strict=False)]
-    slopes = [(a[1] - b[1]) / width for a, b, width in zip(history, history[1:], widths, strict=False)]
+    widths = [(a[0] - b[0]) / h for a, b in pairwise(history)]
+    slopes = [(a[1] - b[1]) / width for (a, b), width in zip(pairwise(history), widths, strict=True)]
     if len(slopes) == 1:
         return slopes[0], 0.0
     curvature = (slopes[0] - slopes[1]) / (widths[0] + widths[1])

@@ -21,6 +21,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # Part of a name that only this network has, in the order in which they are tried.
 SIGNS = {
+    "input_hint_block.": "a plain ControlNet in CompVis layout",
     ".image_attentions.": "SeeSR's {part}",
     ".pixel_attentions.": "PASD's UNet",
     ".attn2_plus.": "PASD-light's UNet",
@@ -31,7 +32,6 @@ SIGNS = {
     "down_blocks.0.resnets.0.time_emb_proj.": "a plain UNet",
     "control_model.": "a DiffBIR v1 checkpoint of 2023, with all its networks",
     "model.diffusion_model.": "a whole Stable Diffusion checkpoint in CompVis layout",
-    "input_hint_block.": "a ControlNet in CompVis layout",
     "zero_convs.": "DiffBIR's ControlNet",
     "output_blocks.": "a UNet in CompVis layout",
     "RRDB_trunk.": "BSRNet",
@@ -56,8 +56,10 @@ def seems_to_be(state: Mapping[str, Tensor]) -> str:
 
 
 def _sizes(state: Mapping[str, Tensor]) -> str:
-    """", 320 channels, text width 1024": channels of the first convolution, width of the first text attention."""
-    found = [f"{state[name].shape[0]} channels" for name in FIRST_CONVOLUTIONS if name in state]
+    """ " (4 to 320 channels, text width 1024)": the first convolution's channels, the width of the first text attention."""
+    found = [
+        f"{state[name].shape[1]} to {state[name].shape[0]} channels" for name in FIRST_CONVOLUTIONS if name in state
+    ]
     text = (t for name, t in state.items() if name.endswith("attn2.to_k.weight") and not _is_extra(name))
     found += [f"text width {tensor.shape[1]}" for tensor in [*text][:1]]
     return f" ({', '.join(found)})" if found else ""

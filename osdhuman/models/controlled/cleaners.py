@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdhuman.models.controlled.checkpoint import read_state, seems_to_be
@@ -20,25 +18,31 @@ MIN_SIDE = 512  # of what the second stage sees
 
 
 class Cleaner(NamedTuple):
-    """An official network: what `seems_to_be` says of it, spandrel's name for it, and its files."""
+    """An official network: what `seems_to_be` says of it, how many parameters it has, spandrel's name, its files."""
 
     network: str
+    parameters: int
     architecture: str
     published: str
 
 
 CLEANERS: dict[Kind, Cleaner] = {
     "bsrnet": Cleaner(
-        "BSRNet (64 channels)", "ESRGAN", "BSRNet.pth of release v1.0 of github.com/cszn/KAIR (v2, super-resolution)"
+        "BSRNet (3 to 64 channels)",
+        16_697_987,
+        "ESRGAN",
+        "BSRNet.pth of release v1.0 of github.com/cszn/KAIR (v2, super-resolution)",
     ),
     "swinir": Cleaner(
-        "SwinIR (180 channels)",
+        "SwinIR (192 to 180 channels)",
+        15_792_587,
         "SwinIR",
         "realesrgan_s4_swinir_100k.pth of huggingface.co/lxq007/DiffBIR-v2 (v2.1); general_swinir_v1.ckpt and "
         "face_swinir_v1.ckpt of huggingface.co/lxq007/DiffBIR",
     ),
     "scunet": Cleaner(
-        "SCUNet (64 channels)",
+        "SCUNet (3 to 64 channels)",
+        17_946_072,
         "SCUNet",
         "scunet_color_real_psnr.pth of release v1.0 of github.com/cszn/KAIR (v2, denoising)",
     ),
@@ -53,11 +57,12 @@ def load_cleaner(path: str | Path, kind: Kind) -> nn.Module:
     """
     state, cleaner = read_state(path, CLEANERS[kind].published), CLEANERS[kind]
     if seems_to_be(state) != cleaner.network:
-        raise ValueError(
-            f"{path}: expected {cleaner.network}, but these weights seem to be {seems_to_be(state)}. "
-            f"It is {cleaner.published}"
-        )
-    return cleaner_from_state(state, kind)
+        raise ValueError(_refusal(path, cleaner, seems_to_be(state)))
+    network = cleaner_from_state(state, kind)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters != cleaner.parameters:
+        raise ValueError(_refusal(path, cleaner, f"{seems_to_be(state)} of {parameters:,} parameters"))
+    return network
 
 
 def cleaner_from_state(state: Mapping[str, Tensor], kind: Kind) -> nn.Module:
@@ -68,18 +73,23 @@ def cleaner_from_state(state: Mapping[str, Tensor], kind: Kind) -> nn.Module:
     try:
         model = ModelLoader(device="cpu").load_from_state_dict({name: t.float() for name, t in state.items()})
     except (UnsupportedModelError, RuntimeError, KeyError, IndexError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()
-        raise ValueError(f"these weights do not fit {kind}: {' '.join(reason[:2])}. It is {cleaner.published}") from error
+        reason = " ".join((str(error) or type(error).__name__).split()[:40])
+        raise ValueError(f"these weights do not fit {kind}: {reason} ... It is {cleaner.published}") from error
     if model.architecture.id != cleaner.architecture:
-        raise ValueError(f"expected {kind}, but these weights are {model.architecture.id}. It is {cleaner.published}")
+        raise ValueError(_refusal("these weights", cleaner, model.architecture.name))
     return model.model.eval().requires_grad_(False)
 
 
+def _refusal(source: str | Path, cleaner: Cleaner, found: str) -> str:
+    expected = f"{cleaner.network} of {cleaner.parameters:,} parameters"
+    return f"{source}: expected {expected}, but this seems to be {found}. It is {cleaner.published}"
+
+
 def clean(network: nn.Module, kind: Kind, lq: Tensor, upscale: int = 1) -> Tensor:
-    """What the second stage sees: (B,3,H',W') in [0,1], `upscale` times the LQ (B,3,H,W), the shorter side at least 512.
+    """What the second stage sees: (B,3,H',W'), `upscale` times the LQ (B,3,H,W), the shorter side at least 512.
 
     BSRNet works on the LQ's own size and gives four times that, which is then resized; SwinIR and SCUNet see the
-    enlarged image. `clamp`ed to [0,1] is only the result.
+    enlarged image. What a network gives is not clamped.
     """
     height, width = lq.shape[-2:]
     target = (height * upscale, width * upscale)
@@ -103,9 +113,9 @@ def _bsrnet(network: nn.Module, lq: Tensor, target: tuple[int, int]) -> Tensor:
 
 
 def _swinir(network: nn.Module, lq: Tensor, target: tuple[int, int]) -> Tensor:
-    enlarged = resized(resized(lq, target), at_least(target, MIN_SIDE))
-    return run_swinir(network, enlarged)
+    enlarged = resized(lq, target).clamp(0, 1)
+    return run_swinir(network, resized(enlarged, at_least(target, MIN_SIDE)))
 
 
 def _scunet(network: nn.Module, lq: Tensor, target: tuple[int, int]) -> Tensor:
-    return resized(run_scunet(network, resized(lq, target)), at_least(target, MIN_SIDE))
+    return resized(run_scunet(network, resized(lq, target).clamp(0, 1)), at_least(target, MIN_SIDE))

@@ -25,7 +25,12 @@ PUBLISHED = (
 )
 Version = Literal["v2", "v2.1"]
 CONTROLNET_FILES: dict[Version, str] = {"v2": "v2.pth", "v2.1": "DiffBIR_v2.1.pt"}
-OTHER_FILES = {"v1_general.pth": "DiffBIR v1", "v1_face.pth": "DiffBIR v1 for faces"}
+UNET_FILES: dict[Version, str] = {"v2": "v2-1_512-ema-pruned.ckpt", "v2.1": "sd2.1-base-zsnr-laionaes5.ckpt"}
+OTHER_FILES = {
+    "v1_general.pth": "DiffBIR v1's ControlNet",
+    "v1_face.pth": "DiffBIR v1's ControlNet for faces",
+    "v2-1_768-ema-pruned.ckpt": "Stable Diffusion 2.1 for 768 pixels",
+}
 CONTROLNET = {name: value for name, value in SD21_UNET.items() if name != "sample_size"}
 LDM_UNET = "model.diffusion_model."  # the UNet's prefix in a whole Stable Diffusion checkpoint
 
@@ -59,22 +64,24 @@ def load_controlnet(path: str | Path, version: Version) -> IRControlNet:
     Raises FileNotFoundError if there is no such file, and ValueError for another version, method or size, which says
     what the file seems to be, and for tensors that are missing, unknown or of another shape, which names them.
     """
-    _check_file_name(Path(path).name, version)
+    _check_file_name(Path(path).name, version, CONTROLNET_FILES)
     return controlnet_from_state(read_state(path, PUBLISHED))
 
 
 def controlnet_from_state(state: Mapping[str, Tensor], **settings: Any) -> IRControlNet:
-    """Build a ControlNet from tensors under their official names; `settings` None: the official sizes."""
+    """Build a ControlNet from tensors under their official names; without `settings`, of the official sizes."""
     with torch.device("meta"):
         network = IRControlNet(**(settings or CONTROLNET))
     return load_exactly(network, to_diffusers(state), PUBLISHED)
 
 
-def load_unet(path: str | Path) -> UNet2DConditionModel:
-    """Read the UNet's 686 tensors out of a whole Stable Diffusion 2.1 checkpoint, v2.1's sd2.1-base-zsnr-laionaes5.ckpt.
+def load_unet(path: str | Path, version: Version) -> UNet2DConditionModel:
+    """Read the UNet's 686 tensors out of a whole Stable Diffusion checkpoint of the version (see `UNET_FILES`).
 
-    Its VAE and text encoder are not read: those of Stable Diffusion 2.1-base are used. Errors as in `load_controlnet`.
+    Its VAE and text encoder are not read: those of Stable Diffusion 2.1-base are used. v2's UNet is the one of
+    Stable Diffusion 2.1-base in diffusers' layout, too. Errors as in `load_controlnet`.
     """
+    _check_file_name(Path(path).name, version, UNET_FILES)
     return unet_from_state(read_state(path, PUBLISHED))
 
 
@@ -148,9 +155,9 @@ def _inner(name: str) -> str:
     return name
 
 
-def _check_file_name(name: str, version: Version) -> None:
-    if version not in CONTROLNET_FILES:
-        raise ValueError(f"unknown version {version!r} of DiffBIR; known: {', '.join(CONTROLNET_FILES)}")
-    others = {file: f"DiffBIR {other}" for other, file in CONTROLNET_FILES.items() if other != version} | OTHER_FILES
+def _check_file_name(name: str, version: Version, files: Mapping[Version, str]) -> None:
+    if version not in files:
+        raise ValueError(f"unknown version {version!r} of DiffBIR; known: {', '.join(files)}")
+    others = {file: f"DiffBIR {other}'s" for other, file in files.items() if other != version} | OTHER_FILES
     if name in others:
-        raise ValueError(f"{name} is {others[name]}; {version} is {CONTROLNET_FILES[version]}. {PUBLISHED}")
+        raise ValueError(f"{name} is {others[name]}; {version} is {files[version]}. {PUBLISHED}")

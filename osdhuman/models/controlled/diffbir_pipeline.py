@@ -66,7 +66,7 @@ class DiffBIRConfig(Config):
     def _of_the_version(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**DEFAULTS.get(values.get("version", "v2.1"), {}), **values}
+        return {**DEFAULTS.get(str(values.get("version")), DEFAULTS["v2.1"]), **values}
 
     @property
     def prediction(self) -> Prediction:
