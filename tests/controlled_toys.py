@@ -91,3 +91,8 @@ def shapes_as_state(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.state_dict())
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

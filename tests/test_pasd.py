@@ -10,6 +10,7 @@ from controlled_toys import (
     image,
     keys,
     on_meta,
+    same,
     seeds,
     shapes_as_state,
     state_of,
@@ -159,7 +160,7 @@ def test_a_folder_gives_back_the_network_that_was_saved(tmp_path, networks, part
     saved = getattr(networks, part)
     saved.save_pretrained(tmp_path)
     loaded = load(tmp_path)
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in saved.state_dict().items())
+    assert same(loaded, saved)
 
 
 def test_a_folder_of_the_rrdb_variant_is_recognised(tmp_path):

@@ -10,6 +10,7 @@ from controlled_toys import (
     image,
     keys,
     on_meta,
+    same,
     seeds,
     shapes_as_state,
     state_of,
@@ -147,7 +148,7 @@ def test_a_folder_gives_back_the_network_that_was_saved(tmp_path, networks, part
     settings = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(settings.replace("{", '{"use_image_cross_attention": true,', 1))
     loaded = load(tmp_path)
-    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in saved.state_dict().items())
+    assert same(loaded, saved)
 
 
 def test_a_setting_that_has_no_effect_is_named(tmp_path, networks):

@@ -1,1 +1,1 @@
-"""SeeSR, PASD and DiffBIR: Stable Diffusion with a ControlNet that sees the low-quality image, sampled in many steps."""
+"""SeeSR, PASD and DiffBIR: Stable Diffusion with a ControlNet that sees the LQ image, sampled in many steps."""

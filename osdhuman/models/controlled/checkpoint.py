@@ -56,7 +56,7 @@ def seems_to_be(state: Mapping[str, Tensor]) -> str:
 
 
 def _sizes(state: Mapping[str, Tensor]) -> str:
-    """ " (4 to 320 channels, text width 1024)": the first convolution's channels, the width of the first text attention."""
+    """Channels of the first convolution and width of the first text attention: " (4 to 320 channels, ...)"."""
     found = [
         f"{state[name].shape[1]} to {state[name].shape[0]} channels" for name in FIRST_CONVOLUTIONS if name in state
     ]

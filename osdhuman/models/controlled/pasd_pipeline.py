@@ -27,8 +27,8 @@ class PASDConfig(Config):
     conditioning_scale: float = 1.0
     start: Literal["lr", "noise"] = "lr"
     added_noise_level: int = Field(900, ge=0, lt=1000)  # timestep of the second noise on the start
-    # "released": a level that is not among the sampler's timesteps is replaced by the last of them (50 for 20 steps), as
-    # happens with diffusers 0.25 and later, PASD's requirement since January 2024; "paper": the level itself.
+    # "released": a level that is not among the sampler's timesteps is replaced by the last of them (50 for 20 steps);
+    # diffusers 0.25 and later, PASD's requirement since January 2024, do so. "paper": the level itself.
     added_noise: Literal["released", "paper"] = "released"
     process_size: int = Field(768, ge=8)  # pixels; an image whose shorter side would be smaller is enlarged to it
     upscale: int = Field(1, ge=1)
