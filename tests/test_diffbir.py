@@ -335,9 +335,18 @@ def test_neither_batch_nor_order_changes_an_image(networks, monkeypatch, version
     assert torch.allclose(both[1:], alone, atol=1e-4)
 
 
-def test_the_result_has_the_size_of_the_lq_and_no_padding(networks, monkeypatch):
+def test_the_result_has_the_size_of_the_lq(networks, monkeypatch):
     monkeypatch.setattr("osdhuman.models.controlled.cleaners.MIN_SIDE", 64)
     assert small(networks, torch.rand(1, 3, 64, 70), seeds(0)).shape == (1, 3, 64, 70)
+
+
+def test_the_padding_is_gone_before_the_colour_fix(networks, monkeypatch):
+    monkeypatch.setattr("osdhuman.models.controlled.cleaners.MIN_SIDE", 64)
+    sizes = []
+    small(
+        networks, torch.rand(1, 3, 64, 70), seeds(0), lambda *images: sizes.extend(x.shape for x in images) or images[0]
+    )
+    assert sizes == [(1, 3, 64, 70)] * 2
 
 
 def test_the_colour_fix_refers_to_the_cleaned_image(networks, monkeypatch):
