@@ -34,3 +34,9 @@ def to_disk(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def printable(path: str | Path) -> str:
+    """A path as any terminal can show it: bytes that are not UTF-8, and control characters, are escaped."""
+    text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

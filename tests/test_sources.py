@@ -167,7 +167,7 @@ def test_the_list_of_faults_is_there_even_when_empty(tmp_path):
 
 def test_a_box_id_counts_once_in_its_picture(source):
     assert len(read_coco(source, person(), person())[0].boxes) == 1
-    assert source.faults == [("image 1, box 7", "id repeats within its picture")]
+    assert source.faults == [("image 1, box 7", "id repeats within its image")]
 
 
 def test_an_image_without_a_name_is_named_by_its_place(source):
@@ -196,7 +196,7 @@ def test_a_truncated_file_is_reported_once_with_its_byte(source):
 def test_pictures_whose_boxes_may_be_lost_are_counted(source):
     path, _ = truncated(source, '"id": 2, "image_id"')
     source.read("coco", path)
-    assert source.faults[1][1].startswith("2 pictures without a person left out")
+    assert source.faults[1][1].startswith("2 images without a person left out")
 
 
 def test_a_file_that_loses_its_categories_gives_nothing_and_says_so(source):
@@ -352,7 +352,7 @@ def test_the_size_is_that_of_the_file_before_rotation(source):
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ("0a,xclick", "at least 13 columns, got 2"),
+        ("0a,xclick", "2 columns, expected ImageID"),
         (box_row(edges="0.1,nan,0.2,0.3"), "finite"),
         (box_row(edges="0.5,0.1,0.2,0.3"), "positive width"),
         (box_row(edges="10,50,20,30"), "fractions from 0 to 1"),

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from pydantic import Field, model_validator
@@ -183,20 +184,29 @@ def read_checkpoint(
 
     `published` ends each error: where the file is to be had.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. {published}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}. {published}") from error
+    content = read_content(path, published)
     for wrapper in wrappers:
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         under = " or ".join(map(repr, wrappers))
         raise ValueError(f"{path} must hold a dictionary of tensors, at the top or under {under}. {published}")
     return content
+
+
+def read_content(path: str | Path, published: str = PUBLISHED) -> Any:
+    """Whatever a PyTorch file holds, on the CPU. Only tensors and plain values are read: no code in it runs.
+
+    Memory-mapped unless the file has the format of before PyTorch 1.6. Raises FileNotFoundError or ValueError, which
+    end with `published`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. {published}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}. {published}") from error
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, published: str = PUBLISHED) -> None:

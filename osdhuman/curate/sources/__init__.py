@@ -1,6 +1,6 @@
 """Sources: annotations of detection data sets, and plain folders, read as one stream of `ImageRecord`.
 
-One file per format. Memory does not grow with the data set: files are streamed, and where pictures and boxes must be
+One file per format. Memory does not grow with the data set: files are streamed, and where images and boxes must be
 brought together they are sorted on disk (`spool.py`). The order is the same on every run.
 """
 
@@ -9,7 +9,8 @@ from itertools import islice
 
 from osdhuman.curate.record import ImageRecord
 from osdhuman.curate.sources import coco, crowdhuman, folder, objects365, openimages, voc
-from osdhuman.curate.sources.source import AnnotationFault, Faults, SourceConfig
+from osdhuman.curate.sources.source import Faults, SourceConfig
+from osdhuman.curate.sources.values import AnnotationFault
 
 __all__ = ["AnnotationFault", "Faults", "SourceConfig", "read_source"]
 
@@ -24,7 +25,7 @@ READERS = {
 
 
 def read_source(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
-    """Every picture of a source, those without a person included (`boxes` empty), in an order that never changes.
+    """Every image of a source, those without a person included (`boxes` empty), in an order that never changes.
 
     A malformed annotation goes to `faults` and ends nothing. Raises ValueError where a path does not exist or a label
     is unknown.

@@ -9,22 +9,14 @@ from urllib.parse import urlsplit
 
 from osdhuman.curate.record import Box, ImageRecord
 from osdhuman.curate.sources.json_file import JsonFile
-from osdhuman.curate.sources.source import (
-    AnnotationFault,
-    Faults,
-    SourceConfig,
-    choose_labels,
-    corners,
-    field,
-    image_record,
-    locate,
-    tails,
-)
-from osdhuman.curate.sources.spool import Person, Picture, Spool
+from osdhuman.curate.sources.places import locate, tails
+from osdhuman.curate.sources.source import Faults, SourceConfig, choose_labels, image_record
+from osdhuman.curate.sources.spool import ImageRow, Person, Spool
+from osdhuman.curate.sources.values import AnnotationFault, corners, field, flag, identifier, pixels, plain_text
 
 
 def read(config: SourceConfig, faults: Faults) -> Iterator[ImageRecord]:
-    """Pictures by their id; crowds (`iscrowd`) are ignored regions."""
+    """Images by their id; crowds (`iscrowd`) are ignored regions."""
     for path in config.annotations:
         yield from read_tables(path, config, faults, labels=("person",), ignored=("iscrowd",))
 
@@ -48,8 +40,8 @@ def _person_ids(json: JsonFile, config: SourceConfig, labels: tuple[str, ...]) -
     names = {}
     for i, category in enumerate(json.items("categories.item")):
         try:
-            names[field(category, "id")] = str(field(category, "name"))
-        except (AnnotationFault, TypeError) as error:
+            names[identifier(field(category, "id"))] = str(field(category, "name")).strip()
+        except AnnotationFault as error:
             json.report(f"categories[{i}]", str(error))
     if not names and json.broken:
         json.report("", "its categories are lost: nothing of this file can be used")
@@ -62,13 +54,13 @@ def _spool_images(json: JsonFile, spool: Spool, root: Path) -> None:
     licences = _licences(json)
     for i, image in enumerate(json.items("images.item")):
         try:
-            key, url = field(image, "id"), str(image.get("coco_url") or image.get("url") or "")
-            names = [*tails(str(field(image, "file_name"))), *tails(urlsplit(url).path)[-2:]]
+            key, url = identifier(field(image, "id")), str(image.get("coco_url") or image.get("url") or "")
+            names = [*tails(plain_text(field(image, "file_name"))), *tails(urlsplit(url).path)[-2:]]
             if not names:
                 raise AnnotationFault("has an empty 'file_name'")
-            size = _pixels(image.get("width")), _pixels(image.get("height"))
+            size = pixels(image.get("width")), pixels(image.get("height"))
             licence = licences.get(str(image.get("license")), "")
-            spool.add(key, Picture(locate(root, names), *size, licence, url))
+            spool.add(key, ImageRow(locate(root, names), *size, licence, url))
         except (AnnotationFault, ValueError) as error:
             json.report(f"images[{i}]", str(error))
 
@@ -80,19 +72,16 @@ def _licences(json: JsonFile) -> dict[str, str]:
     return {str(row.get("id")): str(row.get("url") or row.get("name") or "") for row in rows}
 
 
-def _pixels(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else None
-
-
 def _spool_persons(json: JsonFile, spool: Spool, persons: frozenset, ignored: tuple[str, ...]) -> None:
     for i, annotation in enumerate(json.items("annotations.item")):
         try:
-            if field(annotation, "category_id") not in persons:
+            if identifier(field(annotation, "category_id")) not in persons:
                 continue
             box = corners(field(annotation, "bbox"), "xywh")
-            flagged = any(annotation.get(flag) for flag in ignored)
-            spool.add(field(annotation, "image_id"), Person(*box, str(field(annotation, "id")), flagged))
-        except (AnnotationFault, TypeError) as error:
+            flags = [flag(annotation.get(name), name) for name in ignored]
+            image, id = identifier(field(annotation, "image_id")), identifier(field(annotation, "id"))
+            spool.add(image, Person(*box, id, any(flags)))
+        except AnnotationFault as error:
             json.report(_name(annotation, i), str(error))
 
 
@@ -103,24 +92,24 @@ def _name(annotation: object, i: int) -> str:
 
 def _join(json: JsonFile, spool: Spool, config: SourceConfig) -> Iterator[ImageRecord]:
     unread = 0
-    for key, pictures, persons in spool.groups():
-        _report_key(key, pictures, persons, json.report)
-        if not pictures:
+    for key, images, persons in spool.groups():
+        _report_key(key, images, persons, json.report)
+        if not images:
             continue
         if json.broken and not persons:  # its boxes may be among those that were lost
             unread += 1
             continue
         boxes = [(Box(p.x0, p.y0, p.x1, p.y1, p.id), p.ignored) for p in persons]
-        file, width, height, licence, url = pictures[0]
+        file, width, height, licence, url = images[0]
         size = (width, height)
         yield image_record(config, json.report, file, key, boxes, size=size, licence=licence, url=url)
     if unread:
-        json.report("", f"{unread} pictures without a person left out: their boxes may be in the part that is lost")
+        json.report("", f"{unread} images without a person left out: their boxes may be in the part that is lost")
 
 
-def _report_key(key: str, pictures: list, persons: list[Person], report: Callable[[str, str], None]) -> None:
-    for _ in pictures[1:]:
-        report(f"image {key}", "id repeats; the first picture is taken")
-    if not pictures:
+def _report_key(key: str, images: list, persons: list[Person], report: Callable[[str, str], None]) -> None:
+    for _ in images[1:]:
+        report(f"image {key}", "id repeats; the first image is taken")
+    if not images:
         for person in persons:
             report(f"annotation {person.id}", f"image_id {key} is not among the images")

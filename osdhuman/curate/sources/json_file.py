@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
+
+from osdhuman.curate.sources.text_file import Utf8, encoding_of, open_text
 
 NOT_JSON = re.compile(rb'(?<![\w".-])-?(?:NaN|Infinity)(?=[\s,\]}])')
 
@@ -23,17 +26,33 @@ class JsonFile:
         import ijson
 
         size, name = self.path.stat().st_size, f"{self.path.name} {prefix}"
-        with (
-            self.path.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", total=size, desc=name, disable=None, leave=False) as file,
-        ):
-            source = _Source(file)
-            try:
-                yield from ijson.items(source, prefix, use_float=True)
-            except ijson.JSONError as error:
-                if not self.broken:
-                    self.report("", f"{source.place()} ({str(error).splitlines()[0]})")
-                self.broken = True
+        encoding, given, big = encoding_of(self.path), 0, False
+        while True:
+            with (
+                self.path.open("rb") as raw,
+                tqdm.wrapattr(raw, "read", total=size, desc=name, disable=None, leave=False) as file,
+            ):
+                source = _Source(file if encoding == "utf-8" else Utf8(file, encoding))
+                try:
+                    for value in islice(ijson.items(source, prefix, use_float=not big), given, None):
+                        yield value
+                        given += 1
+                    return
+                except ijson.JSONError as error:
+                    if "integer overflow" not in str(error) or big:
+                        self._break(source, error)
+                        return
+                    big = True  # a number beyond 64 bits: read on from this value with the slower exact numbers
+
+    def _break(self, source: "_Source", error: Exception) -> None:
+        if not self.broken:
+            self.report("", f"{source.place()} ({str(error).splitlines()[0]})")
+        self.broken = True
+
+    def is_list(self) -> bool:
+        """Whether the file's outermost value is an array."""
+        with open_text(self.path) as file:
+            return file.read(1000).lstrip().startswith("[")
 
     def first(self, prefix: str) -> Any:
         """The first value at `prefix`, None where there is none; reads no further."""

@@ -1,4 +1,4 @@
-"""Pictures and persons that come in any order, brought together on disk."""
+"""Images and persons that come in any order, brought together on disk."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,8 +12,8 @@ BLOCK = 50_000  # rows in memory before they are written
 MEMORY = "256MB"  # what the sort may hold; the rest of it spills to disk
 
 
-class Picture(NamedTuple):
-    """What an annotation file says of one picture."""
+class ImageRow(NamedTuple):
+    """What an annotation file says of one image."""
 
     file: str
     width: int | None = None
@@ -34,7 +34,7 @@ class Person(NamedTuple):
     label: str = ""
 
 
-NO_PICTURE = (None,) * len(Picture._fields)
+NO_IMAGE = (None,) * len(ImageRow._fields)
 NO_PERSON = (None,) * len(Person._fields)
 ROWS = pl.Schema(
     {
@@ -52,7 +52,7 @@ ROWS = pl.Schema(
 
 
 class Spool:
-    """A temporary folder of rows (in TMPDIR); `groups` gives them back by picture, sorted by duckdb.
+    """A temporary folder of rows (in TMPDIR); `groups` gives them back by image, sorted by duckdb.
 
     Memory stays the same however many rows there are.
     """
@@ -68,10 +68,10 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self.folder.cleanup()
 
-    def add(self, key: object, item: Picture | Person) -> None:
-        """One row of the picture `key`, which is its id in the annotation file."""
-        picture, person = (item, NO_PERSON) if isinstance(item, Picture) else (NO_PICTURE, item)
-        self.block.append((str(key), self.rows, *picture, *person))
+    def add(self, key: object, item: ImageRow | Person) -> None:
+        """One row of the image `key`, which is its id in the annotation file."""
+        image, person = (item, NO_PERSON) if isinstance(item, ImageRow) else (NO_IMAGE, item)
+        self.block.append((str(key), self.rows, *image, *person))
         self.rows += 1
         if len(self.block) == BLOCK:
             self._write()
@@ -81,20 +81,20 @@ class Spool:
         pl.DataFrame(self.block, schema=ROWS, orient="row").write_parquet(path, compression="lz4")
         self.block = []
 
-    def groups(self) -> Iterator[tuple[str, list[Picture], list[Person]]]:
-        """(key, its pictures, its persons), shorter keys first, then by the alphabet: numbers stand in their order.
+    def groups(self) -> Iterator[tuple[str, list[ImageRow], list[Person]]]:
+        """(key, its images, its persons), shorter keys first, then by the alphabet: numbers stand in their order.
 
-        More than one picture, or none, is for the caller to report. Within a group rows keep the order they came in.
+        More than one image, or none, is for the caller to report. Within a group rows keep the order they came in.
         """
         self._write()
         for key, rows in groupby(self._sorted(), key=lambda row: row[0]):
-            pictures, persons = [], []
+            images, persons = [], []
             for _, _, *values in rows:
                 if values[0] is None:
-                    persons.append(Person(*values[len(NO_PICTURE) :]))
+                    persons.append(Person(*values[len(NO_IMAGE) :]))
                 else:
-                    pictures.append(Picture(*values[: len(NO_PICTURE)]))
-            yield key, pictures, persons
+                    images.append(ImageRow(*values[: len(NO_IMAGE)]))
+            yield key, images, persons
 
     def _sorted(self) -> Iterator[tuple]:
         import duckdb
