@@ -8,13 +8,14 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from torch import Tensor
 
 from osdhuman.files import replacing
@@ -52,6 +53,60 @@ class Picture:
     gray: bool = False
     bits: int = 8
     icc: bytes | None = None
+
+
+# ------------------------------------------------------------------------------------------- formats and orientation
+
+
+@lru_cache(maxsize=1)
+def image_formats() -> frozenset[str]:
+    """The formats that Pillow can decode by itself, by its names for them."""
+    Image.init()
+    needs_more = {"EPS", "MPEG", "IPTC"}  # Ghostscript; a video; a container of text
+    stubs = {name for name, (factory, _) in Image.OPEN.items() if _is_stub(factory)}
+    return frozenset(Image.OPEN.keys() - stubs - needs_more)
+
+
+def _is_stub(factory: object) -> bool:
+    """Formats of which Pillow knows the header, but has no decoder."""
+    return isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Suffixes in lower case of the files that are read as images: `.jpg`, `.jfif`, `.avif`, ..."""
+    formats = image_formats() | {"MPO"}  # opened as JPEG
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def starts_like_an_image(path: str | Path) -> bool:
+    """Whether the first bytes of a file are those of an image, whatever its name. Raises OSError if it cannot be read.
+
+    Formats without a signature (TGA) are known by their suffix alone.
+    """
+    signed = [name for name in image_formats() if Image.OPEN[name][1] is not None]
+    with Path(path).open("rb") as file:
+        try:
+            with Image.open(file, formats=signed):
+                return True
+        except Exception:  # plugins raise nearly anything on a file of another kind
+            return False
+
+
+def orientation(image: Image.Image) -> int:
+    """How the stored pixels of `image` must be turned to be upright: 1 to 8, as EXIF counts. Never raises.
+
+    1 where nothing is said or the EXIF data are damaged, and for TIFF: Pillow turns its pixels while it loads them
+    (uncompressed or not), and gives its size upright from the start. JPEG, MPO, PNG (for which `image` is loaded: the
+    data may follow the pixels), WebP and AVIF come as they are stored.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF data that break off or hold garbage
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

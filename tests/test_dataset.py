@@ -80,7 +80,7 @@ def test_pairs_name_the_image_without_a_partner(tmp_path):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture"):
+    with pytest.raises(FileNotFoundError, match="no image"):
         images(tmp_path)
 
 
