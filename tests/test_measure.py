@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from osdhuman.images import save_png
-from osdhuman.metrics import folder as module
+from osdhuman.metrics import folder, scoring
 from osdhuman.metrics.folder import comparable, measure
 from osdhuman.metrics.scorers import Scorer, SetScorer
 from osdhuman.metrics.table import METRICS
@@ -64,8 +64,8 @@ def stand_in(setattr: Callable, calls: Calls, version: str = "1") -> None:
             return SetScorer(METRICS[name], Count(calls[name]), identify(name))
         return Scorer(METRICS[name], Mean(calls[name]), identify(name), torch.device(device))
 
-    setattr(module, "identify", identify)
-    setattr(module, "load_scorer", load_scorer)
+    setattr(folder, "identify", identify)
+    setattr(scoring, "load_scorer", load_scorer)
 
 
 def picture(level: float, width: int = 100) -> Tensor:
@@ -114,7 +114,7 @@ def test_the_mean_comes_with_the_identity_and_direction_of_its_metric(folders, c
     assert run(folders)["metrics"]["psnr_y"] == {
         "mean": pytest.approx(0.2, abs=1e-4),
         "judged": 3,
-        "variant": "psnry",
+        "variant": "psnr_y",
         "version": "1",
         "higher_is_better": True,
     }
@@ -338,7 +338,7 @@ def test_what_is_no_picture_is_listed(folders, calls):
 
 def test_an_empty_folder_is_refused(folders, calls):
     (folders / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         measure(folders / "empty", folders / "x", ("niqe",))
 
 

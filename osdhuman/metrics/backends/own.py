@@ -14,7 +14,7 @@ DEFINITIONS = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 
 
 def version(metric: Metric) -> str:
-    """Of the definitions, not of the package: raised when a number changes, so that old scores stay valid until then."""
+    """Of the definitions, not of the package: raised when a number changes, so old scores stay valid until then."""
     return "1"
 
 

@@ -1,4 +1,4 @@
-"""ST-LPIPS: the shift-tolerant LPIPS of the package stlpips-pytorch, whose weights come with it (Ghildyal & Liu, 2022)."""
+"""ST-LPIPS (Ghildyal & Liu, 2022): shift-tolerant LPIPS of the package stlpips-pytorch, which brings its weights."""
 
 import contextlib
 import sys
