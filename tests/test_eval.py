@@ -18,8 +18,10 @@ from osdhuman.evaluation import run
 from osdhuman.evaluation.ablation import evaluation_of, training_of
 from osdhuman.evaluation.config import AblationConfig, EvalConfig
 from osdhuman.evaluation.cost_table import cost_table
+from osdhuman.evaluation.image_folders import evenly_spaced
 from osdhuman.evaluation.report import write_page
-from osdhuman.evaluation.strips import draw_strip, evenly_spaced, most_different_box
+from osdhuman.evaluation.strips import draw_strip, most_different_box
+from osdhuman.evaluation.tables import build_table
 from osdhuman.images import save_png
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -191,7 +193,7 @@ def test_a_strip_enlarges_each_pixel_of_a_box_to_a_square(tmp_path):
 
 
 def test_a_box_outside_the_picture_is_a_mistake(tmp_path):
-    with pytest.raises(ValueError, match="does not lie in the picture of 32x16"):
+    with pytest.raises(ValueError, match="does not lie in the image of 32x16"):
         draw_strip({"LQ": np.zeros((16, 32, 3), np.uint8)}, [(0, 0, 8, 20)], 2, tmp_path / "strip")
 
 
@@ -216,7 +218,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(done) -> str:
-    return write_page(done).read_text(encoding="utf-8")
+    return write_page(done, build_table(done)).read_text(encoding="utf-8")
 
 
 def page_data(page: str) -> dict:
@@ -238,7 +240,7 @@ def test_the_page_holds_every_score(page):
 
 
 def test_the_page_shows_lq_methods_and_hq(page):
-    assert list(page_data(page)["pictures"]["pairs"]["0.png"]) == [":lq", ":hq", "input", "gaussian"]
+    assert list(page_data(page)["images"]["pairs"]["0.png"]) == [":lq", ":hq", "input", "gaussian"]
 
 
 def test_the_slider_has_a_name_for_screen_readers(page):
