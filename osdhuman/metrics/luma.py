@@ -6,7 +6,8 @@ studio range, `Y = 16 + (65.481 R + 128.553 G + 24.966 B)`. No border is cut off
 The definitions are those of OSEDiff's published evaluation (pyiqa's `psnry` and `ssim` with `color_space="ycbcr"`), so
 that numbers can be compared with the field's: PSNR adds 1e-8 to the mean squared error of luma in [0,1], so equal
 images have 80 dB; SSIM rounds luma to whole numbers, uses a Gaussian window of sigma 1.5 (11 x 11) without padding, and
-sets a negative structure term to zero (Wang et al., 2004, "Image quality assessment", Eq. 13).
+sets a negative structure term to zero (Wang et al., 2004, "Image quality assessment", Eq. 13). pyiqa computes in
+float32: its PSNR differs by up to 3e-6 dB, its SSIM by up to 3e-6, since luma near .5 may be rounded the other way.
 """
 
 import torch
