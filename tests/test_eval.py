@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -235,12 +236,9 @@ def page_data(page: str) -> dict:
 
 def sources(page: str) -> list[str]:
     """Everything that a browser would fetch: attributes, images that the script shows, and addresses in styles."""
-    attributes = [
-        a[name] for _, a in Tags(page).found for name in ("src", "srcset", "href", "data", "action") if name in a
-    ]
-    shown = [
-        uri for images in page_data(page)["images"].values() for found in images.values() for uri in found.values()
-    ]
+    fetching = ("src", "srcset", "href", "data", "action")
+    attributes = [a[name] for _, a in Tags(page).found for name in fetching if name in a]
+    shown = [uri for set_ in page_data(page)["images"].values() for image in set_.values() for uri in image.values()]
     styles = re.findall(r"url\(([^)]*)\)|@import\s+(\S+)", page.partition("</head>")[0])
     return attributes + shown + ["".join(found) for found in styles]
 
@@ -347,15 +345,12 @@ def test_names_that_are_not_utf_8_go_through_a_whole_run(folder, tmp_path):
     lq = tmp_path / "lq"
     lq.mkdir()
     shutil.copy(folder / "lq" / "0.png", os.fsencode(lq) + b"/caf\xe9.png")
-    (lq / "damaged").mkdir()
-    (lq / "damaged" / os.fsdecode(b"\xe9.png")).write_bytes(b"no image")
-    config = settings(
-        folder, sets={"real": {"lq": lq}}, methods={"input": {"restorer": "input"}}, output=tmp_path / "run"
-    )
+    (lq / os.fsdecode(b"\xe9.png")).write_bytes(b"no image")
+    methods = {"input": {"restorer": "input"}}
+    config = settings(folder, sets={"real": {"lq": lq}}, methods=methods, output=tmp_path / "run")
     failures = run.run(config)
-    assert "\\xe9.png" in failures["input"] and "caf\\xe9.png" in (tmp_path / "run" / "report.html").read_text(
-        "utf-8"
-    ).replace("\\\\", "\\")
+    shown = page_data((tmp_path / "run" / "report.html").read_text("utf-8"))["images"]["real"]
+    assert "(\\xe9.png)" in failures["input"] and list(shown) == ["caf\\xe9.png"]
 
 
 def test_the_name_of_a_strip_is_never_too_long():
@@ -388,10 +383,19 @@ def test_two_runs_in_one_folder_are_refused(done, monkeypatch, capsys):
     assert "another run is working in" in capsys.readouterr().err
 
 
+def living(group: int) -> list[list[str]]:
+    """The command lines of a process group, without those that have ended but were not waited for."""
+    return [
+        process.cmdline()
+        for process in psutil.process_iter()
+        if process.status() != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group
+    ]
+
+
 @pytest.mark.parametrize(("number", "code", "whole_group"), [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)])
 def test_a_stopped_run_ends_its_workers_and_says_so_in_one_line(tmp_path, number, code, whole_group):
     for i in range(30):
-        save_png(tmp_path / "lq" / f"{i:02}.png", torch.rand(3, 192, 192))
+        save_png(tmp_path / "lq" / f"{i:02}.png", torch.rand(3, 160, 160))
     methods = "{a: {restorer: nlm}, b: {restorer: nlm}}"
     arguments = [
         f"output={tmp_path / 'run'}",
@@ -414,8 +418,8 @@ def test_a_stopped_run_ends_its_workers_and_says_so_in_one_line(tmp_path, number
     lines = [line for line in errors.splitlines() if line.strip() and not re.search(r"\d+%\||\d+image", line)]
     assert (process.returncode, len(lines)) == (code, 1), errors
     assert "the same command continues" in lines[0]
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    time.sleep(0.5)  # the tracker of semaphores ends when the last process has closed its pipe
+    assert living(process.pid) == []
 
 
 # -- script and configs
