@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from osdhuman.images import image_suffixes, starts_like_an_image
+from osdhuman.image_files import image_suffixes, starts_like_an_image
 
 HIDDEN = frozenset(  # besides names that begin with a dot; compared in lower case
     (

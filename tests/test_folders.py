@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from osdhuman.folders import Unlisted, find_images, list_images, walk_images
-from osdhuman.images import read_picture
+from osdhuman.images import read_image
 
 CASES = Path(__file__).parent / "cases"
 
@@ -34,7 +34,7 @@ def test_every_kind_of_file_that_is_read_is_listed():
 
 @pytest.mark.parametrize("path", sorted((CASES / "ext").iterdir()), ids=lambda path: path.name)
 def test_every_kind_of_file_that_is_listed_is_read(path):
-    assert read_picture(path).rgb.shape[0] == 3
+    assert read_image(path).rgb.shape[0] == 3
 
 
 @pytest.mark.parametrize("name", ["photo", "photo.jpg_large", "photo.jpg!d", "photo.dat", "photo.txt", "photo.jpg~"])

@@ -5,11 +5,12 @@ keeps patch merging at the start of a stage, RAM at the end of the one before), 
 `save_ram_encoder`, which holds the encoder alone (0.8 GB instead of several).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from pydantic import Field, model_validator
@@ -176,29 +177,43 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def read_checkpoint(path: str | Path, published: str = PUBLISHED) -> dict[str, Tensor]:
-    """Tensors of an official .pth file, under `model` or at the top; memory-mapped, so unused ones are not read.
+def read_checkpoint(
+    path: str | Path, published: str = PUBLISHED, wrappers: Sequence[str] = ("model",)
+) -> dict[str, Tensor]:
+    """Tensors of an official .pth file, under one of `wrappers` or at the top; memory-mapped: unused ones are not read.
 
     `published` ends each error: where the file is to be had.
+    """
+    content = read_content(path, published)
+    for wrapper in wrappers:
+        content = content.get(wrapper, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        under = " or ".join(map(repr, wrappers))
+        raise ValueError(f"{path} must hold a dictionary of tensors, at the top or under {under}. {published}")
+    return content
+
+
+def read_content(path: str | Path, published: str = PUBLISHED) -> Any:
+    """Whatever a PyTorch file holds, on the CPU. Only tensors and plain values are read: no code in it runs.
+
+    Memory-mapped unless the file has the format of before PyTorch 1.6. Raises FileNotFoundError or ValueError, which
+    end with `published`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. {published}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}. {published}") from error
-    content = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise ValueError(f"{path} must hold a dictionary of tensors, at the top or under 'model'. {published}")
-    return content
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, published: str = PUBLISHED) -> None:
     """Give `module` exactly the tensors of `state`, as float32 and without a copy.
 
-    Raises ValueError that names every tensor which is missing, unexpected or of another shape (the first few of each).
+    Raises ValueError that names every tensor which is missing, unexpected or of another shape (the first few of each);
+    `published` ends it: where the file is to be had.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     mistakes = {
@@ -212,7 +227,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     }
     if any(mistakes.values()):
         found = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in mistakes.items() if names)
-        raise ValueError(f"these weights do not fit the {what}: {found}. {PUBLISHED}")
+        raise ValueError(f"these weights do not fit the {what}: {found}. {published}")
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
 
 

@@ -1,0 +1,1 @@
+"""ResShift and SinSR: one Swin UNet, one VQ autoencoder, one residual-shifting schedule, two samplers."""
