@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from osdhuman.folders import list_images
-from osdhuman.images import orientation
+from osdhuman.image_files import open_image, upright_size
 from osdhuman.metrics.score_files import printable
-
-ROTATED = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,9 @@ def read_header(path: Path) -> Header:
     """Read and hash a file. Raises ValueError where it cannot be read or is no image."""
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            turned = orientation(image) in ROTATED
-            size = image.size[::-1] if turned else image.size
-            return Header(size, str(image.format), sha256(data).hexdigest())
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        with open_image(io.BytesIO(data)) as image:
+            return Header(upright_size(image), str(image.format), sha256(data).hexdigest())
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
