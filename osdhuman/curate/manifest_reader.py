@@ -21,7 +21,7 @@ def readable_manifest(path: Path) -> Iterator[None]:
         raise FileNotFoundError(f"{path} is not a file; {EXPECTED}")
     try:
         yield
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:  # the latter is no Exception
         raise ValueError(f"{path} cannot be read ({_first_line(error)}); {EXPECTED}") from None
 
 
