@@ -9,20 +9,16 @@ from curated import FLOOR, write_run
 from PIL import Image
 
 from osdhuman import page, paper
-from osdhuman.curate.report import report as module
+from osdhuman.curate.report import contact_sheet as sheets
+from osdhuman.curate.report import table_1 as tables
+from osdhuman.curate.report.contact_sheet import contact_sheet
 from osdhuman.curate.report.figures import spread_apart
-from osdhuman.curate.report.report import (
-    category_table,
-    contact_sheet,
-    histogram,
-    measure_folder,
-    paper_name,
-    read_run,
-    report,
-    score_histogram,
-    table_1,
-    write_table_1,
-)
+from osdhuman.curate.report.histograms import histogram, image_sharpness, score_histogram
+from osdhuman.curate.report.report import report
+from osdhuman.curate.report.run import read_run
+from osdhuman.curate.report.sections import limits_section
+from osdhuman.curate.report.table_1 import crop_rows, measure_folder, paper_name, table_1, write_table_1
+from osdhuman.curate.report.tags_section import category_table, tags_section
 from osdhuman.curate.tags import CHUNK
 from osdhuman.metrics import folder as benchmark
 
@@ -50,26 +46,26 @@ def written(out, tmp_path_factory):
 
 
 def test_a_source_has_the_means_of_all_its_scored_crops(out, run):
-    rows, _ = table_1(run, {}, out, "cpu")
+    rows, _ = table_1(run, {}, [], out, "cpu")
     scored = pl.read_parquet(out / "manifest.parquet").filter(source="coco_val")["niqe"].drop_nulls()
     row = next(row for row in rows if row.name == "coco_val")
     assert (row.images, row.measured["niqe"]) == (len(scored), pytest.approx(scored.mean(), rel=1e-12))
 
 
 def test_persona_has_the_means_of_the_training_set_and_stands_last(out, run):
-    rows, _ = table_1(run, {}, out, "cpu")
+    rows, _ = table_1(run, {}, [], out, "cpu")
     train = pl.read_parquet(out / "manifest.parquet").filter(split="train")["niqe"]
     assert rows[-1].name == "PERSONA train"
     assert (rows[-1].images, rows[-1].measured["niqe"]) == (len(train), pytest.approx(train.mean(), rel=1e-12))
 
 
 def test_the_papers_values_stand_beside(out, run):
-    rows, _ = table_1(run, {}, out, "cpu")
+    rows, _ = table_1(run, {}, [], out, "cpu")
     assert {row.name: row.paper for row in rows}["openimages"] == paper.TABLE_1["OID"]
 
 
 def test_a_data_set_of_the_paper_that_was_not_read_keeps_its_row(out, run):
-    rows, _ = table_1(run, {}, out, "cpu")
+    rows, _ = table_1(run, {}, [], out, "cpu")
     assert [row.name for row in rows] == [
         "openimages",
         "VOC",
@@ -83,8 +79,8 @@ def test_a_data_set_of_the_paper_that_was_not_read_keeps_its_row(out, run):
 
 
 def test_a_metric_that_was_not_scored_says_why(out, run):
-    _, missing = table_1(run, {}, out, "cpu")
-    assert missing == dict.fromkeys(["clipiqa", "maniqa", "musiq"], module.NOT_SCORED)
+    _, missing = table_1(run, {}, [], out, "cpu")
+    assert missing == dict.fromkeys(["clipiqa", "maniqa", "musiq"], tables.NOT_SCORED)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +98,22 @@ def test_the_row_of_a_source_is_found_by_how_its_name_begins(source, row):
 
 
 def test_an_empty_training_set_leaves_the_papers_row(tmp_path):
-    rows, _ = table_1(read_run(write_run(tmp_path, {"coco": 1})), {}, tmp_path, "cpu")
+    rows, _ = table_1(read_run(write_run(tmp_path, {"coco": 1})), {}, [], tmp_path, "cpu")
     assert (rows[-1].images, rows[-1].measured, rows[-1].paper) == (0, {}, paper.TABLE_1["PERSONA"])
 
 
 def test_table_1_as_markdown_has_the_paper_in_brackets(out, run, tmp_path):
-    write_table_1(table_1(run, {}, tmp_path, "cpu")[0], tmp_path)
+    write_table_1(table_1(run, {}, [], tmp_path, "cpu")[0], tmp_path)
     lines = (tmp_path / "table1.md").read_text().splitlines()
-    assert lines[0] == "| data set | images | BRISQUE ↓ | NIQE ↓ | CLIPIQA ↑ | MANIQA ↑ | MUSIQ ↑ |"
-    assert re.fullmatch(r"\| PERSONA train \| \d+ \| [\d.]+ \(10\.3758\) .* \| — \(74\.7808\) \|", lines[-1])
+    assert lines[0] == "| data set | measured on | images | BRISQUE ↓ | NIQE ↓ | CLIPIQA ↑ | MANIQA ↑ | MUSIQ ↑ |"
+    assert re.fullmatch(
+        r"\| PERSONA train \| crops of the training set \| \d+ \| [\d.]+ \(10\.3758\) .* \| — \(74\.7808\) \|",
+        lines[-1],
+    )
 
 
 def test_table_1_as_csv_has_measured_and_paper_in_columns(out, run, tmp_path):
-    rows, _ = table_1(run, {}, tmp_path, "cpu")
+    rows, _ = table_1(run, {}, [], tmp_path, "cpu")
     write_table_1(rows, tmp_path)
     table = pl.read_csv(tmp_path / "table1.csv")
     assert table["niqe"].to_list()[-1] == pytest.approx(rows[-1].measured["niqe"], abs=1e-6)
@@ -139,7 +138,7 @@ def test_jpegs_are_measured_as_they_are(tmp_path):
 
 def test_a_crop_that_a_metric_cannot_judge_does_not_count(out):
     rows = pl.LazyFrame({"source": "a", "niqe": [4.0, float("nan"), None, 5.0]})
-    assert module._means(rows, ["niqe"], pl.col("source"))[0].measured == {"niqe": 4.5}
+    assert crop_rows(rows, ["niqe"], pl.col("source"), "crops")[0].measured == {"niqe": 4.5}
 
 
 # Histograms
@@ -166,9 +165,9 @@ def test_train_is_a_part_of_all_crops(run):
     assert found["train"].sum() == run.account["splits"]["train"]
 
 
-def test_the_sharpness_of_a_picture_counts_once_whatever_its_boxes(out, run):
+def test_the_sharpness_of_an_image_counts_once_whatever_its_boxes(out, run):
     table = pl.read_parquet(out / "manifest.parquet").filter(pl.col("sharpness").is_not_null())
-    assert module.pictures(run).collect().height == table.n_unique(["source", "file"]) < table.height
+    assert image_sharpness(run).collect().height == table.n_unique(["source", "file"]) < table.height
 
 
 # Figures
@@ -179,10 +178,10 @@ def test_labels_are_pushed_apart_and_stay_within_the_limit():
     assert placed == pytest.approx([0.9, 0.7, 0.0, -0.99])
 
 
-def test_a_contact_sheet_has_eight_pictures_in_a_row(tmp_path):
+def test_a_contact_sheet_has_eight_images_in_a_row(tmp_path):
     Image.new("RGB", (512, 512), (10, 20, 30)).save(tmp_path / "a.png")
     sheet = contact_sheet([tmp_path / "a.png"] * 9)
-    assert sheet.shape == (2 * module.TILE + 6, 8 * module.TILE + 7 * 6, 3)
+    assert sheet.shape == (2 * sheets.TILE + 6, 8 * sheets.TILE + 7 * 6, 3)
     assert (sheet[0, 0].tolist(), sheet[-1, -1].tolist()) == ([10, 20, 30], [255, 255, 255])
 
 
@@ -206,12 +205,12 @@ def test_the_page_says_how_tags_are_made(written):
 
 
 def test_the_page_names_missing_metrics(written):
-    words = f"Not measured: CLIPIQA, MANIQA, MUSIQ. Why: {module.NOT_SCORED}."
+    words = f"Not measured: CLIPIQA, MANIQA, MUSIQ. Why: {tables.NOT_SCORED}."
     assert words in (written / "report.html").read_text()
 
 
 def test_the_same_run_gives_the_same_files(run, written, tmp_path):
-    section = module.limits_section(run, tmp_path)
+    section = limits_section(run, tmp_path)
     assert section in (written / "report.html").read_text()
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (written / "figures" / path.name).read_bytes()
@@ -233,14 +232,14 @@ def test_tags_stand_beside_the_papers(run, tmp_path):
     rows = [("a", ["man", "shirt"], None), ("b", ["man"], None)]
     (tmp_path / "tags").mkdir()
     pl.DataFrame(rows, schema=CHUNK, orient="row").write_parquet(tmp_path / "tags/00000.parquet")
-    html = module.tags_section(run, tmp_path / "tags", None, tmp_path)
-    assert "RAM++ finds 1.50 tags in each of 2 pictures (paper: 13.32)" in html
+    html = tags_section(run, tmp_path / "tags", None, tmp_path)
+    assert "<tr><td>tags in all</td><td>3</td><td>1,452,088</td></tr>" in html
     assert (tmp_path / "tags.csv").read_text() == "tag,category,count\nman,People,2\nshirt,Clothing,1\n"
 
 
 def test_a_folder_of_tags_that_holds_none_is_an_error(out, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no tags"):
-        module.tags_section(read_run(out), tmp_path, None, tmp_path)
+        tags_section(read_run(out), tmp_path, None, tmp_path)
 
 
 def test_shares_of_categories_are_of_all_tags():
@@ -251,7 +250,7 @@ def test_shares_of_categories_are_of_all_tags():
 # The miniature itself
 
 
-def test_the_miniature_has_every_fate(out):
+def test_the_miniature_has_every_outcome(out):
     table = pl.read_parquet(out / "manifest.parquet")
     assert table.filter(split="train")["niqe"].max() <= FLOOR
     assert set(table["reason"].drop_nulls()) >= {"no person", "blurred", "not in the top third"}
