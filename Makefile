@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python scripts/before_after.py assets/demo outputs/demo outputs/before_after.png
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q
 
 lint: .venv/installed
 	$(BIN)/ruff check .

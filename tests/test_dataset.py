@@ -80,7 +80,7 @@ def test_pairs_name_the_image_without_a_partner(tmp_path):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture"):
+    with pytest.raises(FileNotFoundError, match="no image"):
         images(tmp_path)
 
 
@@ -158,9 +158,9 @@ def test_the_cache_changes_nothing(folder):
 
 
 def test_an_unreadable_image_is_replaced_and_named(folder):
-    (folder / "0.png").write_bytes(b"not a picture")
+    (folder / "0.png").write_bytes(b"not an image")
     skipped = {path: reason for counter in range(5) for path, reason in images(folder)[counter][2].items()}
-    assert list(skipped) == [str(folder / "0.png")] and "not a picture" in skipped[str(folder / "0.png")]
+    assert list(skipped) == [str(folder / "0.png")] and "not an image" in skipped[str(folder / "0.png")]
 
 
 def test_a_missing_file_of_a_manifest_is_skipped(folder):

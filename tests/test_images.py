@@ -12,15 +12,15 @@ from PIL import Image, ImageCms
 from osdhuman.files import replacing
 from osdhuman.images import (
     ImageError,
-    Picture,
+    StoredImage,
     fill_hidden,
-    from_picture,
+    from_stored,
     load_rgb,
-    read_picture,
+    read_image,
     resize,
     save_png,
-    to_picture,
-    write_picture,
+    to_stored,
+    write_image,
 )
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -62,7 +62,7 @@ def test_exif_rotation_is_applied(tmp_path, suffix, orientation):
     exif[0x0112] = orientation
     stored = two_colours() if orientation == 1 else two_colours().transpose(STORED[orientation])
     stored.save(tmp_path / f"a.{suffix}", exif=exif, **({} if suffix == "tif" else {"quality": 100}))
-    assert close(read_picture(tmp_path / f"a.{suffix}").rgb, two_colours())
+    assert close(read_image(tmp_path / f"a.{suffix}").rgb, two_colours())
 
 
 def png16_with_orientation(path, stored: np.ndarray, orientation: int) -> None:
@@ -76,32 +76,32 @@ def png16_with_orientation(path, stored: np.ndarray, orientation: int) -> None:
 def test_exif_rotation_is_applied_to_16_bits(tmp_path, orientation):
     stored = two_colours() if orientation == 1 else two_colours().transpose(STORED[orientation])
     png16_with_orientation(tmp_path / "a.png", np.asarray(stored).astype(np.uint16) * 257, orientation)
-    assert close(read_picture(tmp_path / "a.png").rgb, two_colours())
+    assert close(read_image(tmp_path / "a.png").rgb, two_colours())
 
 
 def test_orientation_is_not_written_again(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     two_colours().save(tmp_path / "a.jpg", exif=exif)
-    write_picture(tmp_path / "b.png", read_picture(tmp_path / "a.jpg"))
+    write_image(tmp_path / "b.png", read_image(tmp_path / "a.jpg"))
     assert 0x0112 not in Image.open(tmp_path / "b.png").getexif()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_profile_is_kept_byte_for_byte(tmp_path, suffix):
     two_colours().save(tmp_path / f"a.{suffix}", icc_profile=SRGB)
-    write_picture(tmp_path / f"b.{suffix}", read_picture(tmp_path / f"a.{suffix}"))
+    write_image(tmp_path / f"b.{suffix}", read_image(tmp_path / f"a.{suffix}"))
     assert Image.open(tmp_path / f"b.{suffix}").info["icc_profile"] == SRGB
 
 
 def test_profile_is_kept_in_16_bits(tmp_path):
-    write_picture(tmp_path / "a.png", Picture(torch.rand(3, 4, 4), bits=16, icc=SRGB))
+    write_image(tmp_path / "a.png", StoredImage(torch.rand(3, 4, 4), bits=16, icc=SRGB))
     assert Image.open(tmp_path / "a.png").info["icc_profile"] == SRGB
 
 
 def test_profile_of_other_channels_is_dropped(tmp_path):
     two_colours().convert("L").save(tmp_path / "a.png", icc_profile=SRGB)  # an RGB profile on a grey picture
-    assert read_picture(tmp_path / "a.png").icc is None
+    assert read_image(tmp_path / "a.png").icc is None
 
 
 def test_hidden_colour_does_not_reach_visible_pixels():
@@ -130,8 +130,8 @@ def test_wholly_transparent_picture_stays():
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 def test_alpha_is_kept(tmp_path, suffix):
     alpha = torch.arange(64.0).reshape(1, 8, 8) / 63
-    write_picture(tmp_path / f"a.{suffix}", Picture(torch.rand(3, 8, 8), alpha))
-    torch.testing.assert_close(read_picture(tmp_path / f"a.{suffix}").alpha, alpha, atol=0.003, rtol=0)
+    write_image(tmp_path / f"a.{suffix}", StoredImage(torch.rand(3, 8, 8), alpha))
+    torch.testing.assert_close(read_image(tmp_path / f"a.{suffix}").alpha, alpha, atol=0.003, rtol=0)
 
 
 def test_load_rgb_puts_transparent_parts_over_white(tmp_path):
@@ -141,82 +141,75 @@ def test_load_rgb_puts_transparent_parts_over_white(tmp_path):
 
 def test_16_bit_colour_keeps_all_levels(tmp_path):
     ramp = (torch.arange(4096.0) * 16 / 65535).reshape(1, 64, 64).expand(3, -1, -1)
-    write_picture(tmp_path / "a.png", Picture(ramp, bits=16))
-    assert len(read_picture(tmp_path / "a.png").rgb.unique()) == 4096
+    write_image(tmp_path / "a.png", StoredImage(ramp, bits=16))
+    assert len(read_image(tmp_path / "a.png").rgb.unique()) == 4096
 
 
 @pytest.mark.parametrize("gray", [False, True])
 @pytest.mark.parametrize("alpha", [None, torch.rand(1, 9, 7) * 0.9 + 0.1])
 def test_16_bits_come_back_within_half_a_level(tmp_path, gray, alpha):
     rgb = torch.rand(1 if gray else 3, 9, 7).expand(3, -1, -1)
-    write_picture(tmp_path / "a.png", Picture(rgb, alpha, gray, 16))
-    torch.testing.assert_close(read_picture(tmp_path / "a.png").rgb, rgb, atol=0.51 / 65535, rtol=0)
+    write_image(tmp_path / "a.png", StoredImage(rgb, alpha, gray, 16))
+    torch.testing.assert_close(read_image(tmp_path / "a.png").rgb, rgb, atol=0.51 / 65535, rtol=0)
 
 
 def test_16_bit_tiff_is_read_in_16_bits(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tif"), np.full((4, 4, 3), (300, 200, 100), np.uint16))
-    assert (read_picture(tmp_path / "a.tif").rgb[:, 0, 0] * 65535).round().tolist() == [100, 200, 300]
+    assert (read_image(tmp_path / "a.tif").rgb[:, 0, 0] * 65535).round().tolist() == [100, 200, 300]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
 def test_gray_stays_gray(tmp_path, mode):
     two_colours().convert(mode).save(tmp_path / "a.png")
-    write_picture(tmp_path / "b.png", read_picture(tmp_path / "a.png"))
+    write_image(tmp_path / "b.png", read_image(tmp_path / "a.png"))
     assert Image.open(tmp_path / "b.png").mode == ("LA" if mode == "LA" else "L")
 
 
 def test_gray_with_alpha_stays_gray_in_16_bits(tmp_path):
-    write_picture(tmp_path / "a.png", Picture(torch.rand(3, 4, 4), torch.ones(1, 4, 4), True, 16))
-    assert read_picture(tmp_path / "a.png").gray
+    write_image(tmp_path / "a.png", StoredImage(torch.rand(3, 4, 4), torch.ones(1, 4, 4), True, 16))
+    assert read_image(tmp_path / "a.png").gray
 
 
 def test_palette_becomes_rgb(tmp_path):
     two_colours().quantize(4).save(tmp_path / "a.png")
-    assert close(read_picture(tmp_path / "a.png").rgb, two_colours())
+    assert close(read_image(tmp_path / "a.png").rgb, two_colours())
 
 
 def test_transparent_palette_entry_becomes_alpha(tmp_path):
     image = two_colours().quantize(4)
     image.save(tmp_path / "a.png", transparency=image.getpixel((0, 0)))
-    assert read_picture(tmp_path / "a.png").alpha[0, 0, 0] == 0
+    assert read_image(tmp_path / "a.png").alpha[0, 0, 0] == 0
 
 
 def test_cmyk_becomes_rgb(tmp_path):
     two_colours().convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    assert close(read_picture(tmp_path / "a.jpg").rgb, two_colours())
+    assert close(read_image(tmp_path / "a.jpg").rgb, two_colours())
 
 
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), GREEN)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert read_picture(tmp_path / "a.webp").rgb[:, 0, 0].tolist() == [1, 0, 0]
+    assert read_image(tmp_path / "a.webp").rgb[:, 0, 0].tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_truncated_file_is_an_error(tmp_path, bits):
-    write_picture(tmp_path / "a.png", Picture(torch.rand(3, 64, 64), bits=bits))
+    write_image(tmp_path / "a.png", StoredImage(torch.rand(3, 64, 64), bits=bits))
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError, match=r"a\.png: damaged or unsupported .*truncated"):
-        read_picture(tmp_path / "a.png")
-
-
-def test_bomb_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    two_colours().save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="too many pixels"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(ImageError, match="does not exist"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
-def test_text_is_not_a_picture(tmp_path):
+def test_text_is_not_an_image(tmp_path):
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(ImageError, match="not a picture"):
-        read_picture(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="not an image"):
+        read_image(tmp_path / "a.png")
 
 
 def test_save_png_rounds(tmp_path):
@@ -238,7 +231,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path):
 
 def test_too_wide_for_webp_is_an_error(tmp_path):
     with pytest.raises(ImageError, match="cannot be written"):
-        write_picture(tmp_path / "a.webp", Picture(torch.zeros(3, 1, 16384)))
+        write_image(tmp_path / "a.webp", StoredImage(torch.zeros(3, 1, 16384)))
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
@@ -251,7 +244,7 @@ def test_resize_agrees_with_pillow(kernel):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
 def test_pil_image_comes_back_in_its_mode(mode):
     image = two_colours().convert(mode)
-    assert from_picture(to_picture(image), image).mode == mode
+    assert from_stored(to_stored(image), image).mode == mode
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -259,9 +252,9 @@ def test_pil_image_comes_back_in_its_mode(mode):
 def test_array_comes_back_equal(dtype, shape):
     array = np.random.default_rng(0).uniform(0.1, 1, shape)
     array = array.astype(dtype) if dtype == np.float32 else (array * np.iinfo(dtype).max).astype(dtype)
-    np.testing.assert_allclose(from_picture(to_picture(array), array), array, atol=1e-6)
+    np.testing.assert_allclose(from_stored(to_stored(array), array), array, atol=1e-6)
 
 
 def test_array_of_another_type_is_an_error():
     with pytest.raises(ValueError, match="uint8, uint16 or float"):
-        to_picture(np.zeros((4, 4), np.int64))
+        to_stored(np.zeros((4, 4), np.int64))

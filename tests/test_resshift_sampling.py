@@ -90,6 +90,11 @@ def test_sinsrs_teacher_goes_through_the_states_of_the_original():
     assert torch.equal(deterministic_latent(StandIn(), start, Y, LQ, schedule), states[-1])
 
 
+def test_the_teachers_result_carries_no_gradient():
+    start = FIRST_NOISE.clone().requires_grad_()
+    assert not deterministic_latent(StandIn(), start, Y, LQ, SCHEDULES["s4"]).requires_grad
+
+
 def test_the_inverse_of_the_teacher_goes_where_the_originals_goes():
     z = encode(normal(204, (2, 3, 64, 64), 0.5))
     states = list(inverse_states(StandIn(), z, Y, LQ, SCHEDULES["s15"]))
@@ -251,6 +256,18 @@ def test_tiles_lie_where_the_originals_lie():
 
     chopped(torch.stack([rows, cols, rows])[None], ChopConfig(size=12, stride=8), 2, restore)
     assert boxes == CHOP["A_boxes_h0h1w0w1"].tolist()
+
+
+def test_tiles_of_an_image_have_noise_of_their_own_from_its_seed():
+    lq, restorer = torch.rand(2, 3, 64, 96), stand_in_restorer(schedule=SCHEDULES["s4"], encode=lambda x: encode(x) * 0)
+
+    def restored(lq, seeds):
+        noise = seeded_noise(seeds)
+        return chopped(lq, ChopConfig(size=64, stride=32), 4, lambda tile: restore_tile(tile, restorer, noise))
+
+    assert torch.equal(restored(lq, [3, 4])[1:], restored(lq[1:], [4]))
+    left, right = restored(torch.zeros(1, 3, 64, 128), [3]).split(256, dim=3)
+    assert not torch.equal(left, right)
 
 
 def test_an_image_that_fits_a_tile_is_restored_at_once():

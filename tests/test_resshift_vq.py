@@ -3,6 +3,7 @@
 import pytest
 import torch
 from resshift_toys import KEYS, TINY_VQ, assert_close, filled, golden, normal, tiny_vq
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from osdhuman.config import ConfigError, parse_config
 from osdhuman.models.resshift.checkpoint import load_vq, vq_from_state
@@ -62,6 +63,11 @@ def test_attention_gives_the_numbers_of_the_original():
 def test_downsampling_pads_on_the_right_and_below():
     layer = filled(Downsample(32), 0.1)
     assert_close(layer(normal(305, (1, 32, 8, 6))), THEIRS["down_out"], TOLERANCE)
+
+
+def test_attention_never_builds_the_score_matrix():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # fails where this kernel cannot be used
+        assert Attention(32)(torch.rand(1, 32, 6, 5)).shape == (1, 32, 6, 5)
 
 
 # The codebook

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toys import toy_base, toy_config
 
-from osdhuman.images import Picture, read_picture, resize, write_picture
+from osdhuman.images import StoredImage, read_image, resize, write_image
 from osdhuman.inference.config import RestoreConfig
 from osdhuman.inference.folder import list_jobs, restore_files
 from osdhuman.inference.memory import Plan, estimate, make_plan
@@ -276,7 +276,7 @@ def test_unknown_setting_names_the_nearest():
 def folder(tmp_path) -> Path:
     """a.png and sub/b.png, 8 x 8, in a folder `in`."""
     for name in ("a.png", "sub/b.png"):
-        write_picture(tmp_path / "in" / name, Picture(torch.rand(3, 8, 8)))
+        write_image(tmp_path / "in" / name, StoredImage(torch.rand(3, 8, 8)))
     return tmp_path / "in"
 
 
@@ -313,7 +313,7 @@ def test_bad_picture_is_reported_and_the_others_done(folder, tmp_path):
 
 
 def test_picture_that_does_not_fit_is_reported(folder, tmp_path):
-    write_picture(folder / "large.png", Picture(torch.rand(3, 64, 64)))
+    write_image(folder / "large.png", StoredImage(torch.rand(3, 64, 64)))
     model = types.SimpleNamespace(generator=Echo(too_large(8, MemoryError)))
     with pytest.warns(UserWarning):
         report = restore_files(model, [folder], tmp_path / "out", PLAIN)
@@ -321,20 +321,20 @@ def test_picture_that_does_not_fit_is_reported(folder, tmp_path):
 
 
 def test_pictures_of_one_size_run_together(folder, tmp_path):
-    write_picture(folder / "c.png", Picture(torch.rand(3, 8, 9)))
+    write_image(folder / "c.png", StoredImage(torch.rand(3, 8, 9)))
     generator = Echo()
     restore_files(types.SimpleNamespace(generator=generator), [folder], tmp_path / "out", RestoreConfig(batch_size=2))
     assert sorted(shape[0] for shape in generator.prompts) == [1, 2]
 
 
 def test_two_inputs_of_one_output_are_an_error_before_the_work(folder, tmp_path):
-    write_picture(folder / "a.jpg", Picture(torch.rand(3, 8, 8)))
+    write_image(folder / "a.jpg", StoredImage(torch.rand(3, 8, 8)))
     with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be written to .*a\.png"):
         restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
 
 
 def test_same_format_keeps_suffixes_apart(folder, tmp_path):
-    write_picture(folder / "a.jpg", Picture(torch.rand(3, 8, 8)))
+    write_image(folder / "a.jpg", StoredImage(torch.rand(3, 8, 8)))
     restore_files(MODEL, [folder], tmp_path / "out", RestoreConfig(format="same"))
     assert names(tmp_path / "out") == ["a.jpg", "a.png", "sub/b.png"]
 
@@ -365,9 +365,9 @@ def test_folder_without_pictures_is_an_error(tmp_path):
 
 def test_16_bits_alpha_and_gray_survive(tmp_path):
     ramp = (torch.arange(4096.0) * 16 / 65535).reshape(1, 64, 64)
-    write_picture(tmp_path / "a.png", Picture(ramp.expand(3, -1, -1), torch.ones(1, 64, 64), True, 16))
+    write_image(tmp_path / "a.png", StoredImage(ramp.expand(3, -1, -1), torch.ones(1, 64, 64), True, 16))
     restore_files(MODEL, [tmp_path / "a.png"], tmp_path / "out", PLAIN)
-    restored = read_picture(tmp_path / "out" / "a.png")
+    restored = read_image(tmp_path / "out" / "a.png")
     assert (restored.bits, restored.gray, len(restored.rgb.unique()) > 4000) == (16, True, True)
 
 
@@ -375,17 +375,17 @@ def test_no_halo_around_a_cut_out_person(tmp_path):
     """A light figure on a hidden black ground: its edge must not darken when the picture is enlarged."""
     rgb, alpha = torch.zeros(3, 16, 16), torch.zeros(1, 16, 16)
     rgb[:, 4:12, 4:12], alpha[:, 4:12, 4:12] = 1, 1
-    write_picture(tmp_path / "a.png", Picture(rgb, alpha))
+    write_image(tmp_path / "a.png", StoredImage(rgb, alpha))
     restore_files(MODEL, [tmp_path / "a.png"], tmp_path / "out", RestoreConfig(upscale=4))
-    restored = read_picture(tmp_path / "out" / "a.png")
+    restored = read_image(tmp_path / "out" / "a.png")
     assert restored.rgb[:, restored.alpha[0] > 0].min() > 0.99
 
 
 def test_alpha_is_enlarged_with_the_picture(tmp_path):
     alpha = torch.rand(1, 8, 8)
-    write_picture(tmp_path / "a.png", Picture(torch.rand(3, 8, 8), alpha))
+    write_image(tmp_path / "a.png", StoredImage(torch.rand(3, 8, 8), alpha))
     restore_files(MODEL, [tmp_path / "a.png"], tmp_path / "out", RestoreConfig(upscale=2))
-    restored = read_picture(tmp_path / "out" / "a.png").alpha
+    restored = read_image(tmp_path / "out" / "a.png").alpha
     torch.testing.assert_close(restored[None], resize(alpha[None], (16, 16)), atol=0.01, rtol=0)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osdhuman.images import SUFFIXES, ImageError, Picture, read_picture, write_picture
+from osdhuman.images import SUFFIXES, ImageError, StoredImage, read_image, write_image
 
 if TYPE_CHECKING:
     from osdhuman.models.generator import Generator
@@ -97,12 +97,12 @@ def _check_targets(jobs: list[Job]) -> None:
         taken[target] = job.source
 
 
-def _batches(jobs: list[Job], size: int, report: Report) -> Iterator[list[tuple[Job, Picture]]]:
+def _batches(jobs: list[Job], size: int, report: Report) -> Iterator[list[tuple[Job, StoredImage]]]:
     """Read pictures and group them by size; few wait at a time, so that a folder of mixed sizes stays out of memory."""
-    waiting: dict[tuple[int, ...], list[tuple[Job, Picture]]] = {}
+    waiting: dict[tuple[int, ...], list[tuple[Job, StoredImage]]] = {}
     for job in jobs:
         try:
-            picture = read_picture(job.source)
+            picture = read_image(job.source)
         except ImageError as error:
             report.failed.append(error)
             continue
@@ -114,7 +114,7 @@ def _batches(jobs: list[Job], size: int, report: Report) -> Iterator[list[tuple[
 
 
 def _restore_batch(
-    generator: "Generator", batch: list[tuple[Job, Picture]], config: RestoreConfig, report: Report
+    generator: "Generator", batch: list[tuple[Job, StoredImage]], config: RestoreConfig, report: Report
 ) -> None:
     try:
         pictures = restore_pictures(generator, [picture for _, picture in batch], config)
@@ -127,7 +127,7 @@ def _restore_batch(
         return
     for (job, _), picture in zip(batch, pictures, strict=True):
         try:
-            write_picture(job.target, picture)
+            write_image(job.target, picture)
             report.restored.append(job.source)
         except ImageError as error:
             report.failed.append(error)

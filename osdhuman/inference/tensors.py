@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from osdhuman.config import parse_config
-from osdhuman.images import Picture, from_picture, resize, to_picture
+from osdhuman.images import StoredImage, from_stored, resize, to_stored
 from osdhuman.inference.color_fix import fix_color
 from osdhuman.inference.latent_tiles import blend_latent
 from osdhuman.inference.vae_tiles import tiled_vae
@@ -119,12 +119,14 @@ def restore_image(generator: "Generator", image: Any, **settings: Any) -> Any:
         batch = image if image.ndim == 4 else image[None]
         restored = restore_tensor(generator, batch, config)
         return restored if image.ndim == 4 else restored[0]
-    picture = to_picture(image)
+    picture = to_stored(image)
     [restored] = restore_pictures(generator, [picture], config)
-    return from_picture(restored, image)
+    return from_stored(restored, image)
 
 
-def restore_pictures(generator: "Generator", pictures: Sequence[Picture], config: RestoreConfig) -> list[Picture]:
+def restore_pictures(
+    generator: "Generator", pictures: Sequence[StoredImage], config: RestoreConfig
+) -> list[StoredImage]:
     """Restore pictures of one size together; alpha is upscaled along, greyness, depth and profile stay."""
     restored = restore_tensor(generator, torch.stack([picture.rgb for picture in pictures]), config)
     size = tuple(restored.shape[-2:])

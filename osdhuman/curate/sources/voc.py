@@ -10,6 +10,7 @@ from osdhuman.curate.sources.places import locate, tails
 from osdhuman.curate.sources.source import Faults, SourceConfig, expect_labels, image_record
 from osdhuman.curate.sources.text_file import parse_xml
 from osdhuman.curate.sources.values import AnnotationFault, corners, flag, pixels
+from osdhuman.folders import is_hidden
 
 LABELS = ("person",)
 
@@ -41,12 +42,12 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
         return
     for folder, folders, files in os.walk(path, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (Path(folder, name) for name in sorted(files) if _is_xml(name))
 
 
 def _is_xml(name: str) -> bool:
-    return name.lower().endswith(".xml") and not name.startswith(".")
+    return name.lower().endswith(".xml") and not is_hidden(name)
 
 
 def _record(

@@ -28,6 +28,15 @@ FIRST_STAGE = "first_stage_model."  # of an autoencoder inside a latent diffusio
 TRAINING_ONLY = ("loss.", "discriminator.", "model_ema.")  # what else an autoencoder's file may hold
 BUFFERS = ("relative_position_index", "attn_mask")
 VQ_FILE = "autoencoder_vq_f4.pth"
+OTHER_NETWORKS = {  # by the start of a name
+    "model.diffusion_model.": "a latent diffusion model (Stable Diffusion, DiffBIR)",
+    "control_model.": "a ControlNet",
+    "down_blocks.": "a diffusers UNet",
+    "input_blocks.": "a UNet without Swin layers",
+    "visual_encoder.": "RAM",
+    "quant_conv.": "a KL autoencoder",
+    "conv_first.": "an image restoration network (RRDBNet, SwinIR)",
+}
 
 
 class Version(NamedTuple):
@@ -121,17 +130,6 @@ def seems(state: Mapping[str, Tensor]) -> str:
         if any(key.startswith(name) for key in state):
             return network
     return f"an unknown network ({', '.join([*state][:3])}, ...)" if state else "an empty checkpoint"
-
-
-OTHER_NETWORKS = {  # by the start of a name
-    "model.diffusion_model.": "a latent diffusion model (Stable Diffusion, DiffBIR)",
-    "control_model.": "a ControlNet",
-    "down_blocks.": "a diffusers UNet",
-    "input_blocks.": "a UNet without Swin layers",
-    "visual_encoder.": "RAM",
-    "quant_conv.": "a KL autoencoder",
-    "conv_first.": "an image restoration network (RRDBNet, SwinIR)",
-}
 
 
 def _unet(state: Mapping[str, Tensor]) -> str:

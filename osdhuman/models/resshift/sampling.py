@@ -82,8 +82,9 @@ def deterministic_states(network: Network, x: Tensor, y: Tensor, lq: Tensor, sch
         yield x
 
 
+@torch.no_grad()
 def deterministic_latent(network: Network, x: Tensor, y: Tensor, lq: Tensor, schedule: Schedule) -> Tensor:
-    """Result of `deterministic_states`, the target that SinSR distils."""
+    """Result of `deterministic_states`, without a gradient: the target that SinSR distils."""
     return _last(deterministic_states(network, x, y, lq, schedule))
 
 
