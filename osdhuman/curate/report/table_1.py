@@ -79,6 +79,7 @@ def whole_row(scored: SampleScores) -> Scores:
     """The means of whole images of one source."""
     sample, count = scored.sample, len(scored.values)
     unit = f"whole images, drawn from {sample.among:,}" if len(sample.files) < sample.among else "all whole images"
+    unit = unit if count else f"none of {len(sample.files):,} whole images could be scored"
     return Scores(sample.source, count, scored.means(), paper_row(sample.source), unit)
 
 
