@@ -1,26 +1,41 @@
 """The training loop on toy networks: what changes, what stays, what is random, how a run stops and continues."""
 
+import contextlib
+import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from toy_recipe import ToySettings
 from toy_training import draw_images, toy_config, toy_trainer, weights
 
+from osdhuman import OSDHuman
 from osdhuman.config import ConfigError
-from osdhuman.recipes import load_training
+from osdhuman.data.samples import find_pairs
+from osdhuman.images import load_rgb
+from osdhuman.metrics.luma import psnr_y
+from osdhuman.models.lora import LoRAConfig
+from osdhuman.recipes import find_recipe, load_training
 from osdhuman.recipes.osdhuman import OSDHumanRecipe, OSDHumanTraining, draw_t
+from osdhuman.recipes.weights import missing_of_base, missing_of_perceptual
+from osdhuman.resume import exclusive
 from osdhuman.train.checkpoint import changed_settings, newest_checkpoint, read_checkpoint
 from osdhuman.train.config import OptimizerConfig
 from osdhuman.train.learner import Learner, learning_rate
-from osdhuman.train.loop import build_trainer
+from osdhuman.train.loop import Trainer, build_trainer
+from osdhuman.train.precision import choose_precision
+from osdhuman.train.validation import evaluating
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "train"
 
@@ -63,13 +78,10 @@ def test_the_losses_fall(tmp_path):
 
 def test_every_trained_weight_moves_and_every_frozen_one_stays(tmp_path):
     trainer = toy_trainer(toy_config(tmp_path))
-    before = {
-        f"{i}.{n}": p.detach().clone()
-        for i, net in enumerate(trainer.recipe.networks)
-        for n, p in net.named_parameters()
-    }
+    networks = enumerate(trainer.recipe.networks)
+    after = {f"{i}.{name}": p for i, network in networks for name, p in network.named_parameters()}
+    before = {name: p.detach().clone() for name, p in after.items()}
     trainer.run()
-    after = {f"{i}.{n}": p for i, net in enumerate(trainer.recipe.networks) for n, p in net.named_parameters()}
     assert {name: not torch.equal(before[name], p) for name, p in after.items()} == {
         name: p.requires_grad for name, p in after.items()
     }
@@ -172,28 +184,72 @@ def test_the_prompt_can_come_from_hq(tmp_path):
 
 def test_training_can_have_a_prompt_extractor_of_its_own(tmp_path):
     """OSEDiff trains with plain RAM tags of HQ and restores with DAPE's tags of LQ."""
-    trainer, recipe, batch = begun(tmp_path, "model.prompt.source=hq")
+    _, recipe, batch = begun(tmp_path, "model.prompt.source=hq")
     recipe.training_prompt = lambda image: image.mean((2, 3))[:, None].expand(-1, 2, -1)
     assert torch.equal(recipe.generate(batch).prompt[:, 0], batch.hq.mean((2, 3)))
 
 
-def test_the_real_networks_train_and_the_checkpoint_is_a_model(tmp_path):
+# ------------------------------------------------------------------------------------------------ the real networks
+
+
+class RealRun(NamedTuple):
+    """Two steps of small networks of the real classes; `frozen` are the frozen regularizer's weights before them."""
+
+    config: OSDHumanTraining
+    trainer: Trainer
+    frozen: dict[str, torch.Tensor]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> RealRun:
     from toys import toy_config as toy_model
-    from toys import write_toy_base
+    from toys import with_adapters_at_work, write_toy_base
 
-    from osdhuman.pretrained import OSDHuman
+    folder = tmp_path_factory.mktemp("real")
+    for side in ("hq", "lq"):
+        draw_images(folder / "val" / side, 2, size=37)
+    model = toy_model(write_toy_base(folder / "base"), train_conv_in=True)
+    settings = ("gradient_checkpointing=true", "data.size=32", "max_steps=2", f"validation={folder / 'val'}")
+    config = toy_config(folder, *settings).model_copy(update={"model": model})
+    trainer = build_trainer(config, OSDHumanRecipe)
+    with_adapters_at_work(trainer.recipe.networks.generator)
+    frozen = {name: p.detach().clone() for name, p in trainer.recipe.networks.frozen.named_parameters()}
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        trainer.run()
+    return RealRun(config, trainer, frozen, output.getvalue())
 
-    model = toy_model(write_toy_base(tmp_path / "base"), train_conv_in=True)
-    config = toy_config(tmp_path, "gradient_checkpointing=true", "data.size=32", "max_steps=2")
-    trainer = build_trainer(config.model_copy(update={"model": model}), OSDHumanRecipe)
-    networks = trainer.recipe.networks
-    before = {name: p.detach().clone() for name, p in networks.frozen.named_parameters()}
-    checkpoint = trainer.run() and newest_checkpoint(config.run)
+
+def test_the_frozen_regularizer_stays_though_it_shares_the_base(real):
+    after = dict(real.trainer.recipe.networks.frozen.named_parameters())
+    assert after and same(real.frozen, after)
+
+
+def test_the_checkpoint_is_a_model(real):
     lq = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        restored = OSDHuman.from_pretrained(checkpoint / "model").generator(lq).image
-        torch.testing.assert_close(restored, networks.generator(lq).image, atol=1e-4, rtol=0)
-    assert all(torch.equal(before[name], p) for name, p in networks.frozen.named_parameters())
+        restored = OSDHuman.from_pretrained(newest_checkpoint(real.config.run) / "model").generator(lq).image
+        torch.testing.assert_close(restored, real.trainer.recipe.networks.generator(lq).image, atol=1e-4, rtol=0)
+
+
+def test_the_psnr_of_validation_is_that_of_the_product(real):
+    model = OSDHuman.from_pretrained(real.config.run / "model")
+    pairs = find_pairs(real.config.validation)
+    images = [(model(load_rgb(lq)[None]), load_rgb(hq)[None]) for hq, lq in pairs]
+    psnr = sum(psnr_y(restored, hq).item() for restored, hq in images) / len(pairs)
+    assert float(re.search(r"step 2: PSNR-Y ([\d.]+)", real.output)[1]) == pytest.approx(psnr, abs=1e-3)
+
+
+def test_another_lora_rank_at_resume_is_named(real):
+    lora = LoRAConfig(rank=8)
+    model = real.config.model.model_copy(update={"unet_lora": lora})
+    changed = real.config.model_copy(update={"model": model, "max_steps": 3})
+    with pytest.raises(ValueError, match=r"does not fit these settings.*model\.unet_lora\.rank: 4 -> 8") as error:
+        build_trainer(changed, OSDHumanRecipe).run()
+    assert "\n" not in str(error.value)
+
+
+# ----------------------------------------------------------------------------------------------------- reproducibility
 
 
 def test_a_run_is_a_function_of_its_settings(tmp_path):
@@ -253,6 +309,44 @@ def test_validation_scores_and_draws_images_of_any_size(tmp_path, capsys):
     toy_trainer(toy_config(tmp_path, f"validation={tmp_path}/val", "validate_every=2")).run()
     pictures = sorted(path.name for path in (tmp_path / "run" / "validation").iterdir())
     assert pictures == ["step-00000002.png", "step-00000003.png"] and "PSNR-Y" in capsys.readouterr().out
+
+
+def test_a_validation_that_fails_is_reported_and_costs_nothing(tmp_path, capsys):
+    draw_images(tmp_path / "val" / "hq", 2)
+    draw_images(tmp_path / "val" / "lq", 2)
+    trainer = toy_trainer(toy_config(tmp_path, f"validation={tmp_path}/val", "validate_every=2"))
+    trainer.recipe.restore = lambda lq: 1 / 0
+    assert trainer.run().finished
+    assert "step 2: 2 of 2 pairs failed; " in capsys.readouterr().out
+
+
+def test_a_validation_set_that_vanishes_is_reported_and_costs_nothing(tmp_path, capsys):
+    assert toy_trainer(toy_config(tmp_path, f"validation={tmp_path}/val", "validate_every=2")).run().finished
+    assert "step 2: validation failed, training goes on: FileNotFoundError" in capsys.readouterr().out
+
+
+def test_a_pair_that_fails_costs_no_other(tmp_path, capsys):
+    for side in ("hq", "lq"):
+        draw_images(tmp_path / "val" / side, 3)
+    (tmp_path / "val" / "lq" / "1.png").write_bytes(b"")
+    toy_trainer(toy_config(tmp_path, f"validation={tmp_path}/val")).run()
+    output = capsys.readouterr().out
+    assert "step 3: PSNR-Y" in output and "step 3: 1 of 3 pairs failed; " in output
+
+
+def test_the_checkpoint_comes_before_the_validation_of_the_same_step(tmp_path):
+    trainer = toy_trainer(toy_config(tmp_path, "save_every=2", "validate_every=2"))
+    seen = []
+    trainer.validate = lambda: seen.append(newest_checkpoint(trainer.config.run).name)
+    trainer.run()
+    assert seen == ["step-00000002", "step-00000003"]
+
+
+def test_modules_have_their_own_modes_again_after_validation():
+    network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.ReLU().eval())
+    with evaluating([network]):
+        within = [module.training for module in network.modules()]
+    assert (within, [m.training for m in network.modules()]) == ([False] * 3, [True, True, False])
 
 
 def test_losses_and_scores_go_to_tensorboard(tmp_path):
@@ -359,10 +453,161 @@ def test_switching_averages_on_in_the_middle_is_refused_with_both_sides_named(tm
         trained(tmp_path, "ema=0.9", "max_steps=4")
 
 
+@pytest.mark.parametrize("stray", ["step-foo", "step-00000016.bak", "step-notes.txt", "step-99"])
+def test_what_is_no_checkpoint_is_ignored(tmp_path, stray):
+    trained(tmp_path, "max_steps=2")
+    (tmp_path / "run" / "checkpoints" / stray).mkdir()
+    assert newest_checkpoint(tmp_path / "run").name == "step-00000002"
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "generator.safetensors": truncate,
+    "regularizer.safetensors": Path.unlink,
+    "state.json": lambda file: file.write_text(""),
+    "random-0.pt": lambda file: file.write_bytes(b""),
+    "config.yaml": lambda file: file.write_text("run: !!python/object:os.system {}"),
+}
+
+
+@pytest.mark.parametrize("file", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(tmp_path, capsys, file):
+    whole = trained(tmp_path, f"run={tmp_path}/whole", "max_steps=5")
+    trained(tmp_path, "max_steps=4", "save_every=2")
+    DAMAGES[file](tmp_path / "run" / "checkpoints" / "step-00000004" / file)
+    assert same(trained(tmp_path, "max_steps=5", "keep_last=1"), whole)
+    output = capsys.readouterr().out
+    assert f"step-00000004/{file} is damaged or missing" in output and "step-00000002 at step 2" in output
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path):
+    trained(tmp_path, "max_steps=4", "save_every=2")
+    truncate(tmp_path / "run" / "checkpoints" / "step-00000004" / "generator.safetensors")
+    trained(tmp_path, "max_steps=5", "keep_last=1")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000004.damaged", "step-00000005"]
+
+
+def test_where_all_checkpoints_are_damaged_one_line_says_so(tmp_path):
+    trained(tmp_path)
+    (tmp_path / "run" / "checkpoints" / "step-00000003" / "state.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"no checkpoint of .* can be read: .*state\.json.* Remove them to begin again"
+    ):
+        trained(tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("osdhuman.train.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="could not be written: I/O error: No space left"):
+        trained(tmp_path)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    with exclusive(toy_config(tmp_path).run), pytest.raises(ValueError, match="another run is working in"):
+        trained(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- before it
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path):
+    """Images, validation pairs, base with its text encoder, and RAM's weights: before anything is loaded."""
+    from toys import write_toy_base
+
+    base = write_toy_base(tmp_path / "base")
+    (base / "null_prompt.safetensors").unlink()
+    (tmp_path / "file").touch()
+    settings = ["batch_size=3", "accumulation=2", f"validation={tmp_path}/val", "perceptual=none", "trackers=[]"]
+    paths = [
+        f"data.paths={tmp_path}/none",
+        f"run={tmp_path}/file",
+        f"model.base={base}",
+        "model.prompt.encoder=ram.pth",
+    ]
+    with pytest.raises(ValueError, match=r"^6 things are missing") as error:
+        build_trainer(load_training(None, settings + paths), OSDHumanRecipe)
+    lines = str(error.value).splitlines()
+    words = ["none", "cannot be shared", "validation: ", "run folder", "text_encoder/config.json", "ram.pth does not"]
+    assert len(lines) == 7 and all(word in line for word, line in zip(words, lines[1:], strict=True))
+
+
+def test_lpips_without_its_weights_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("osdhuman.recipes.weights._unreachable", lambda url: "no network")
+    [line] = missing_of_perceptual("lpips")
+    assert "vgg16" in line and "no network" in line and "perceptual=stlpips" in line
+
+
+def test_a_base_that_the_hub_does_not_have_is_told_before_anything_is_loaded(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
+    [line] = missing_of_base("nobody/nothing", text=False)
+    assert "nobody/nothing: no network" in line and "model.base=FOLDER" in line
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16"), (False, "no")])
+def test_precision_is_chosen_for_the_device(monkeypatch, fast, chosen):
+    monkeypatch.setattr("osdhuman.train.precision.has_fast_bfloat16", lambda device: fast)
+    assert choose_precision("auto", torch.device("cpu")) == chosen
+
+
+def test_bf16_on_a_cpu_that_emulates_it_warns(monkeypatch):
+    monkeypatch.setattr("osdhuman.train.precision.has_fast_bfloat16", lambda device: False)
+    with pytest.warns(UserWarning, match="mixed_precision=auto chooses float32"):
+        assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+# ------------------------------------------------------------------------------------------------------- the contract
+
+
+def test_a_recipe_of_forty_lines_trains_and_continues(tmp_path):
+    draw_images(tmp_path / "hq", 3)
+    data = f"data={{paths: {tmp_path / 'hq'}, size: 16, workers: 0}}"
+
+    def run(*overrides):
+        config = load_training(None, [data, "recipe=toy", "batch_size=4", "trackers=[]", "ema=0.9", *overrides])
+        trainer = build_trainer(config, find_recipe(config.recipe))
+        trainer.run()
+        return dict(trainer.recipe.network.named_parameters())
+
+    whole = run(f"run={tmp_path}/whole", "max_steps=3")
+    run(f"run={tmp_path}/run", "max_steps=2")
+    assert same(run(f"run={tmp_path}/run", "max_steps=3"), whole)
+
+
+def test_the_class_of_the_settings_is_that_of_the_recipe():
+    assert type(load_training(None, ["recipe=toy"])) is ToySettings
+
+
+def test_settings_of_another_recipe_are_unknown_keys():
+    with pytest.raises(ConfigError, match="lambda_vsd: unknown key"):
+        load_training(None, ["recipe=toy", "lambda_vsd=1"])
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'osdhuman'"):
+        load_training(None, ["recipe=osdhumn"])
+
+
+def test_the_engine_imports_no_recipe():
+    imports = "import sys, osdhuman.train.loop; print([name for name in sys.modules if 'osdhuman.recipes' in name])"
+    assert subprocess.check_output([sys.executable, "-c", imports], text=True).strip() == "[]"
+
+
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("preset", ["osdhuman", "osdhuman_cfg1", "osdhuman_24gb"])
+@pytest.mark.parametrize("preset", ["osdhuman", "osdhuman_cfg1", "osdhuman_eq6", "osdhuman_24gb", "osdhuman_lsdir"])
 def test_presets_load_and_train_16_images_a_step_for_35_000_steps(preset):
     config = load_training(CONFIGS / f"{preset}.yaml")
     assert (config.batch_size, config.max_steps) == (16, 35_000)
@@ -371,6 +616,21 @@ def test_presets_load_and_train_16_images_a_step_for_35_000_steps(preset):
 def test_the_cfg1_preset_changes_the_guidance_alone():
     paper, cfg1 = (load_training(CONFIGS / f"{name}.yaml") for name in ("osdhuman", "osdhuman_cfg1"))
     assert cfg1 == paper.model_copy(update={"cfg_scale": 1.0, "run": cfg1.run})
+
+
+def test_the_eq6_preset_is_the_formula_as_printed():
+    paper, eq6 = (load_training(CONFIGS / f"{name}.yaml") for name in ("osdhuman", "osdhuman_eq6"))
+    assert eq6 == paper.model_copy(update={"cfg_scale": 1.0, "vsd_form": "noise", "run": eq6.run})
+
+
+def test_the_lsdir_preset_changes_the_data_alone():
+    paper, lsdir = (load_training(CONFIGS / f"{name}.yaml") for name in ("osdhuman", "osdhuman_lsdir"))
+    assert lsdir == paper.model_copy(update={"run": lsdir.run, "data": lsdir.data}) and lsdir.data.size == 512
+
+
+def test_plain_ram_tags_in_training_need_dape_to_restore_with():
+    with pytest.raises(ConfigError, match="set kind 'dape' and dape"):
+        load_training(None, ["model.prompt.training=ram"])
 
 
 def test_a_range_of_timesteps_must_rise():

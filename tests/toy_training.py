@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from osdhuman.config import load_config
 from osdhuman.images import save_png
+from osdhuman.inference.tensors import pad_to_multiple
 from osdhuman.models.diffusion import alphas_cumprod, x0_from_noise
 from osdhuman.models.generator import Restoration
 from osdhuman.recipes.osdhuman import OSDHumanRecipe, OSDHumanTraining
@@ -49,8 +50,9 @@ class ToyGenerator(nn.Module):
         self.register_buffer("abar", alphas_cumprod(), persistent=False)
 
     def forward(self, lq, prompt=None, prompt_image=None, sample=False, generator=None) -> Restoration:
-        image = lq if prompt_image is None else prompt_image
-        prompt = self.prompter(image.mean((2, 3))).view(-1, TOKENS, WIDTH)
+        if prompt is None:
+            image = lq if prompt_image is None else prompt_image
+            prompt = self.prompter(image.mean((2, 3))).view(-1, TOKENS, WIDTH)
         z_lq = self.encoder(lq)
         if sample:
             z_lq = z_lq + 0.01 * torch.randn(z_lq.shape, generator=generator, device=lq.device)
@@ -77,6 +79,14 @@ def toy_config(folder: Path, *overrides: str) -> OSDHumanTraining:
     return load_config(OSDHumanTraining, None, (data, f"run={folder / 'run'}", *small, *overrides))
 
 
+class ToyOSDHuman(OSDHumanRecipe):
+    """The recipe itself; only restoring, which needs a real UNet and VAE, is the toy's own."""
+
+    def restore(self, lq: Tensor) -> Tensor:
+        height, width = lq.shape[-2:]
+        return self.networks.generator(pad_to_multiple(lq, 2)).image[..., :height, :width]
+
+
 def toy_trainer(config: OSDHumanTraining) -> Trainer:
     torch.manual_seed(config.seed)
     generator, regularizer, frozen = ToyGenerator(), ToyRegularizer(), ToyRegularizer().requires_grad_(False)
@@ -87,7 +97,7 @@ def toy_trainer(config: OSDHumanTraining) -> Trainer:
 
     negative_prompt = torch.ones(1, TOKENS, WIDTH)
     networks = Networks(generator, regularizer, frozen)
-    return Trainer(config, OSDHumanRecipe(config, networks, negative_prompt, save_pretrained))
+    return Trainer(config, ToyOSDHuman(config, networks, negative_prompt, save_pretrained))
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
