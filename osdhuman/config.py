@@ -219,7 +219,10 @@ def _typed_scalar(value: Plain, annotation: Any) -> Any:
     if type(None) in kinds and value.value() is None and value != "~":
         return None
     words = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    return str(value) if _takes_text(annotation) or str(value) in words else value.value()
+    word = value.strip("'\"")  # a choice may stand in quotes: kind='null'
+    if word in words:
+        return word
+    return str(value) if _takes_text(annotation) else value.value()
 
 
 def _field(annotation: Any, name: str) -> Any:

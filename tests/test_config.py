@@ -142,6 +142,10 @@ def test_a_choice_called_no_can_be_made():
     assert command("precision=no").precision == "no"
 
 
+def test_a_choice_may_stand_in_quotes():
+    assert command("precision='no'").precision == "no"
+
+
 def test_a_choice_called_no_can_be_made_in_a_file(tmp_path):
     assert from_file(tmp_path, "precision: no").precision == "no"
 
