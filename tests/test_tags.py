@@ -68,7 +68,7 @@ def test_a_picture_that_cannot_be_read_says_why(config, images, tmp_path):
     (images / "b.png").write_bytes(b"")
     tag_folder(images, tmp_path / "tags", config)
     row = tagged(tmp_path / "tags").row(1, named=True)
-    assert (row["tags"], "not a picture" in row["fault"]) == (None, True)
+    assert (row["tags"], "not an image" in row["fault"]) == (None, True)
 
 
 def test_only_the_chunk_that_is_missing_is_made_again(config, images, tmp_path, monkeypatch):
