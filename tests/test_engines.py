@@ -165,7 +165,7 @@ def test_workers_end_when_the_engine_is_closed():
 
 
 def test_a_pass_that_is_left_ends_its_workers_at_once(tmp_path):
-    run = LocalEngine(1).run([0, 1], partial(sleep_at_one, tmp_path))
+    run = LocalEngine(2).run([0, 1], partial(sleep_at_one, tmp_path))
     next(run)
     wait_for(lambda: (tmp_path / "worker.pid").exists() and (tmp_path / "worker.pid").read_text())
     run.close()

@@ -322,14 +322,14 @@ def test_each_repeated_image_is_a_fault_by_name(tmp_path):
     assert (fault["file"], fault["record"]) == ("x.png", "image 2") and "first record is used" in fault["fault"]
 
 
-def lone_source(root: Path, **settings) -> dict:
-    return {"root": root, "sources": [{"name": "lone", "format": "folder", "images": ".", **settings}]}
+def lone_source(**settings) -> dict:
+    return {"sources": [{"name": "lone", "format": "folder", "images": ".", **settings}]}
 
 
 def test_a_source_without_an_image_ends_the_run_in_a_line_with_its_faults(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("no image")
-    config = toy_config(tmp_path, tmp_path / "out", **lone_source(tmp_path / "data"))
+    config = toy_config(tmp_path / "data", tmp_path / "out", **lone_source())
     with pytest.raises(ValueError, match=r"source 'lone' names no image; its 1 faults are in .*notes\.txt"):
         pipeline.run(config)
     save(tmp_path / "data" / "late.png", picture(1))
@@ -340,7 +340,7 @@ def test_a_source_of_broken_images_ends_with_an_account(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("a.png", "b.jpg"):
         (tmp_path / "data" / name).write_bytes(b"broken")
-    account = pipeline.run(toy_config(tmp_path, tmp_path / "out", **lone_source(tmp_path / "data")))
+    account = pipeline.run(toy_config(tmp_path / "data", tmp_path / "out", **lone_source()))
     assert account["images"] == {"in": 2, "kept": 0, "dropped": {Reason.UNREADABLE: 2}}
     assert account["splits"] == {"train": 0, "val": 0, "test": 0}
 
@@ -352,7 +352,7 @@ def test_a_name_that_is_too_long_is_a_fault_of_its_record(root, tmp_path):
     annotations["annotations"].append({"id": 9, "image_id": 9, "category_id": 1, "bbox": [50, 20, 60, 80]})
     (tmp_path / "data" / "instances.json").write_text(json.dumps(annotations))
     source = {"format": "coco", "images": "images", "annotations": ["instances.json"], "split": "test"}
-    account = pipeline.run(toy_config(tmp_path, tmp_path / "out", **lone_source(tmp_path / "data", **source)))
+    account = pipeline.run(toy_config(tmp_path / "data", tmp_path / "out", **lone_source(**source)))
     assert account["images"] == {"in": 2, "kept": 1, "dropped": {Reason.UNREADABLE: 1}}
 
 

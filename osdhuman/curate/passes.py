@@ -30,6 +30,7 @@ from osdhuman.files import replacing
 WRITTEN = ".written"  # where the write pass notes its shards
 DETECTOR_SIDE = 1280  # pixels, twice what detectors look at: larger images are read reduced, but not below this
 FILE_KEY = pl.concat_str("source", "file", separator="\n").hash()  # 64 bits
+NAMES = ["source", "file", "image_id"]
 FAULTS = pl.Schema({"file": pl.String, "reason": pl.String, "detail": pl.String})
 
 
@@ -85,7 +86,7 @@ def drop_repeated(images: Path, index: Sequence[dict], faults: Faults) -> list[d
 def _keep_first(file: Path, entry: dict, repeated: pl.Series, seen: set[tuple[str, str]], faults: Faults) -> dict:
     frame = pl.read_parquet(file)
     kept = []
-    for suspect, source, name, image in frame.select(FILE_KEY.is_in(repeated), "source", "file", "image_id").rows():
+    for suspect, source, name, image in frame.select(key=FILE_KEY.is_in(repeated)).hstack(frame[NAMES]).rows():
         kept.append(not suspect or (source, name) not in seen)
         seen |= {(source, name)} if suspect else set()
         if not kept[-1]:
