@@ -9,13 +9,13 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from osdhuman.models.checkpoint import is_state, read_content, read_safetensors
 from osdhuman.models.known_files import seems_to_be
-from osdhuman.models.ram import read_content
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -97,9 +97,10 @@ def model_from_state(state: dict[str, Tensor], source: str) -> SpandrelModel:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}. {KNOWN}")
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_content(path, KNOWN)
+    read = read_safetensors if path.suffix.lower() == ".safetensors" else read_content
+    content = read(path, KNOWN)
     state = _spandrel().canonicalize_state_dict(content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not state or not is_state(state):
         raise ValueError(
             f"{path} must hold a dictionary of tensors, plain or under 'params_ema', 'params', 'model', ..."
         )
@@ -111,15 +112,3 @@ def _spandrel() -> ModuleType:
         return import_module("spandrel")
     except ModuleNotFoundError:
         raise ImportError("a model of another architecture needs spandrel: `pip install spandrel`") from None
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. {KNOWN}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from osdhuman.models.controlled.checkpoint import read_state, seems_to_be
+from osdhuman.models.controlled.checkpoint import read_state
 from osdhuman.models.controlled.sizes import at_least, padded, resized
+from osdhuman.models.known_files import seems_to_be
 
 Kind = Literal["bsrnet", "swinir", "scunet"]
 MIN_SIDE = 512  # of what the second stage sees
