@@ -3,12 +3,12 @@
     python benchmarks/score.py --images 16 --json benchmarks/results/score.json
     python benchmarks/score.py --device cuda --images 128 --batch 16
 
-Both read PNGs of 512x512 from disk and score them by the same metrics. Ours reads a picture once for all metrics,
+Both read PNGs of 512x512 from disk and score them by the same metrics. Ours reads an image once for all metrics,
 hashes it and writes the files of scores; on a GPU it scores in batches, on a CPU one by one. The two take turns, and
 the fastest round of each counts.
 
 On a CPU the gain comes from filtering: 77 % of NIQE's time is torch's convolution in float64, which is slow there, and
-which `osdhuman.metrics.scorers` replaces by a sum of shifted images. Batches gain nothing on one
+which `osdhuman.metrics.backends.pyiqa` replaces by a sum of shifted images. Batches gain nothing on one
 core (they take a tenth longer).
 """
 
@@ -23,16 +23,17 @@ from pathlib import Path
 import torch
 
 from osdhuman.images import save_png
+from osdhuman.metrics.backends.pyiqa import create
 from osdhuman.metrics.folder import measure
-from osdhuman.metrics.scorers import load_scorer
 from osdhuman.metrics.table import METRICS
 
 SIDE = 512
 ROUNDS = 3
+PYIQA = [name for name, metric in METRICS.items() if metric.backend == "pyiqa" and not metric.reference]
 
 
 def draw(folder: Path, images: int) -> list[Path]:
-    """Texture on all scales, as photographs have it; naturalness metrics take the same time for any picture."""
+    """Texture on all scales, as photographs have it; naturalness metrics take the same time for any image."""
     paths = [folder / f"{i:04}.png" for i in range(images)]
     for i, path in enumerate(paths):
         generator = torch.Generator().manual_seed(i)
@@ -46,7 +47,7 @@ def draw(folder: Path, images: int) -> list[Path]:
 
 def one_by_one(paths: list[Path], metrics: list[str], device: str) -> Callable[[], None]:
     """pyiqa's own way: a metric is called with a path. The parameters are those that we package."""
-    models = [load_scorer(name, device).model for name in metrics]
+    models = [create(METRICS[name], torch.device(device)) for name in metrics]
 
     def work() -> None:
         for path in paths:
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--metrics", nargs="+", default=["niqe", "brisque"], choices=sorted(METRICS))
+    parser.add_argument("--metrics", nargs="+", default=["niqe", "brisque"], choices=PYIQA)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     result = compare(arguments.images, arguments.metrics, arguments.device, arguments.batch)

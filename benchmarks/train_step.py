@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --model tiny --json benchmarks/results/train_step_tiny.json
     python benchmarks/train_step.py --model full --json benchmarks/results/train_step_full.json
 
-It is `Trainer.iterate`, reading a photograph and degrading it included. `tiny` follows configs/train/tiny.yaml; `full`
+It is one iteration of the recipe, with reading and degrading a photograph. `tiny` follows configs/train/tiny.yaml; `full`
 the paper's settings at batch 1, on the architecture of the paper with random weights (written once to the temporary
 folder, 5 GB), prompts by RAM's Swin-L and HFIE, guidance 7.5 with a random negative prompt. A row is a size in pixels,
 with /c behind it where gradient checkpointing is on. Other settings are given as in scripts/train.py: key=value.
@@ -36,10 +36,10 @@ from measure import (
 )
 from torch import nn
 
-from osdhuman.config import load_config
 from osdhuman.images import save_png
+from osdhuman.recipes import load_training
+from osdhuman.recipes.osdhuman import OSDHumanRecipe, OSDHumanTraining
 from osdhuman.recipes.perceptual import PerceptualLoss
-from osdhuman.train.config import TrainConfig
 from osdhuman.train.loop import Trainer, build_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -94,12 +94,12 @@ def measure(row: str, args: argparse.Namespace) -> dict:
         "seconds": round(float(np.median(seconds)), 3),
         "images_per_second": round(float(config.batch_size / np.median(seconds)), 4),
         "peak_gb": round(peak_memory(trainer.device) / GB, 2),
-        "weights_gb": round(weight_bytes(*trainer.networks, trainer.perceptual) / GB, 2),
+        "weights_gb": round(weight_bytes(*trainer.recipe.networks, trainer.recipe.perceptual) / GB, 2),
         "trained_parameters": sum(
-            p.numel() for network in trainer.networks for p in network.parameters() if p.requires_grad
+            p.numel() for network in trainer.recipe.networks for p in network.parameters() if p.requires_grad
         ),
         "batch": config.batch_size,
-        "precision": {"no": "float32"}.get(config.mixed_precision, config.mixed_precision),
+        "precision": {"no": "float32"}.get(trainer.precision, trainer.precision),
         "perceptual": args.perceptual or config.perceptual,
         "cfg_scale": config.cfg_scale,
         "iterations": len(seconds),
@@ -108,19 +108,19 @@ def measure(row: str, args: argparse.Namespace) -> dict:
     }
 
 
-def read_config(args: argparse.Namespace, folder: Path, size: int, checkpointing: bool) -> TrainConfig:
+def read_config(args: argparse.Namespace, folder: Path, size: int, checkpointing: bool) -> OSDHumanTraining:
     data = f"data={{paths: {folder}, size: {size}, workers: 0}}"
     here = [data, f"run={folder / 'run'}", f"gradient_checkpointing={checkpointing}", "trackers=[]"]
     if args.perceptual:
         here.append(f"perceptual={'none' if args.perceptual == 'lpips-random' else args.perceptual}")
     path = ROOT / "configs" / "train" / "tiny.yaml" if args.model == "tiny" else None
-    return load_config(TrainConfig, path, [*here, *args.settings])
+    return load_training(path, [*here, *args.settings])
 
 
-def build(config: TrainConfig, args: argparse.Namespace) -> Trainer:
-    trainer = build_trainer(config)
+def build(config: OSDHumanTraining, args: argparse.Namespace) -> Trainer:
+    trainer = build_trainer(config, OSDHumanRecipe)
     if args.perceptual == "lpips-random":
-        trainer.perceptual = random_lpips().to(trainer.device)
+        trainer.recipe.perceptual = random_lpips().to(trainer.device)
     return trainer
 
 
@@ -132,10 +132,11 @@ def random_lpips() -> nn.Module:
 
 def iterate(trainer: Trainer, warm_up: int, counted: int) -> list[float]:
     """Seconds of each counted iteration."""
-    batches, seconds = trainer.load_batches(), []
+    trainer.open_batches()
+    seconds = []
     for _ in range(warm_up + counted):
         start = clock(trainer.device)
-        losses = trainer.iterate(batches)
+        losses = trainer.iterate()
         seconds.append(clock(trainer.device) - start)
         if not all(torch.isfinite(loss) for loss in losses.values()):
             raise FloatingPointError(f"a loss is not finite: {losses}")

@@ -1,14 +1,19 @@
-"""The machine a run works on: devices, free memory, worker processes."""
+"""The machine a run works on: devices, precision, free memory, worker processes."""
 
 import multiprocessing
 import os
 import resource
 import sys
 import threading
+import warnings
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def end_with_parent() -> None:
@@ -79,3 +84,23 @@ def cpu_flags() -> frozenset[str]:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def find_dtype(name: "DtypeName | torch.dtype", device: str | torch.device) -> torch.dtype:
+    """The precision called `name`; "auto" is bfloat16 where `device` multiplies it fast, else float32.
+
+    Warns once where bfloat16 is asked for on a CPU that emulates it.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name == "bfloat16" and not has_fast_bfloat16(device):
+        warn_of_slow_bfloat16(str(device))
+    return getattr(torch, name)
+
+
+@lru_cache
+def warn_of_slow_bfloat16(device: str) -> None:
+    """Said once for each device."""
+    warnings.warn(f"{device} has no bfloat16 instructions: float32 is faster here (set dtype=auto)", stacklevel=3)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from osdhuman.config import parse_config
-from osdhuman.files import replacing
+from osdhuman.files import file_sha256, replacing
+from osdhuman.machine import DtypeName, find_dtype
 from osdhuman.models.base import TINY, Base, BaseError, load_base
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora
@@ -30,13 +31,14 @@ class OSDHuman:
 
     def __init__(self, config: OSDHumanConfig, generator: Generator, base: Base):
         self.config, self.generator, self.base = config, generator, base
+        self.identity = "in memory"  # of a loaded model: the hash of its file, and the base's fingerprint
         self._trained: dict[str, Tensor] | None = None  # set where LoRA is merged and can no longer be read off
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
-        dtype: torch.dtype = torch.float32,
+        dtype: DtypeName | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         merge: bool = True,
         compile: bool = False,
@@ -44,23 +46,23 @@ class OSDHuman:
     ) -> "OSDHuman":
         """Load a folder, a hub id, or "tiny", the demonstration model that the package carries.
 
+        `dtype`: a torch dtype, its name, or "auto": bfloat16 where `device` multiplies it fast, else float32.
         `merge` adds LoRA into the weights (fastest); without it the adapters stay and can be trained on. `compile`
         compiles UNet and VAE decoder at their first call. `changes` replace settings of the folder: `base="/path"` and
         `encoder="/path"` (RAM) where these lie elsewhere on this machine. Raises BaseError for a wrong base and
         ValueError for a folder that is not a model or does not fit its settings.
         """
-        from safetensors.torch import load_file
-
         folder = find_model(source)
-        card = json.loads((folder / "config.json").read_text())
+        card = _read_card(folder)
         config = _changed(parse_config(OSDHumanConfig, card["model"], str(folder / "config.json")), folder, changes)
+        state = _read_weights(folder / "model.safetensors")  # before the base, whose loading takes long
+        dtype = find_dtype(dtype, device)
         base = load_base(config.base, dtype, text=config.prompt.kind != "hfie")
         if base.fingerprint != card["base_fingerprint"]:
             raise BaseError(
                 f"{folder} was trained on base {card['model']['base']} (fingerprint {card['base_fingerprint']}), but "
                 f"{config.base} is another one ({base.fingerprint}); pass the right one as base="
             )
-        state = load_file(folder / "model.safetensors")
         if merge:
             generator = _merged(config, base, state)
         else:
@@ -68,6 +70,7 @@ class OSDHuman:
             load_trained(generator, state)
         generator.prompt_extractor.to(dtype)
         model = cls(config, generator.eval().to(device), base)
+        model.identity = f"{file_sha256(folder / 'model.safetensors')[:16]} on {base.fingerprint}"
         model._trained = state if merge else None
         if compile:
             generator.unet.compile()
@@ -95,14 +98,38 @@ class OSDHuman:
         return _export(self, Path(folder))
 
     def __call__(self, image: "Image | Tensor | Any", **settings: Any) -> "Image | Tensor | Any":
-        """Restore a picture; the result has the kind and layout of what came, and its size times `upscale`.
+        """Restore an image; the result has the kind and layout of what came, and its size times `upscale`.
 
         PIL image; numpy array (H,W,3) or (H,W), uint8 or float in [0,1]; tensor (3,H,W) or (B,3,H,W), float in [0,1].
-        `settings` are those of `osdhuman.inference.config.RestoreConfig`, for example `upscale=2, color_fix="adain"`.
+        `settings` are those of `osdhuman.inference.config.CallConfig`, for example `upscale=2, color_fix="adain"`.
         """
         from osdhuman.inference.tensors import restore_image
 
         return restore_image(self.generator, image, **settings)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises ValueError, one line, for one that is damaged or is not ours."""
+    path = folder / "config.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; expected the JSON that save_pretrained writes") from None
+    lacking = [name for name in ("model", "base_fingerprint") if not isinstance(card, dict) or name not in card]
+    if lacking:
+        raise ValueError(f"{path} has no {' and no '.join(map(repr, lacking))}: this is not a model of osdhuman")
+    return card
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """model.safetensors. Raises ValueError, one line, for a file that is cut off or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy or save the model again") from None
 
 
 def find_model(source: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Train OSDHuman; the same command again continues a run that was stopped."""
+"""Train a model; the same command continues a run that was stopped."""
 
 import sys
 

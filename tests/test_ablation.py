@@ -10,8 +10,9 @@ from osdhuman.evaluation import ablation
 from osdhuman.evaluation.config import AblationConfig
 from osdhuman.images import save_png
 from osdhuman.models.prompts import DAPEPrompt, build_prompt_extractor
+from osdhuman.recipes.osdhuman import OSDHumanTraining
 from osdhuman.tiny.stand_in import WORDS, with_dape_stand_in
-from osdhuman.train.config import TrainConfig
+from osdhuman.train.loop import TrainResult
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -22,13 +23,13 @@ def pictures(count: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory) -> TrainConfig:
+def training(tmp_path_factory) -> OSDHumanTraining:
     folder = tmp_path_factory.mktemp("stand_in")
     for i, picture in enumerate(pictures(16)):
         save_png(folder / "photographs" / f"{i:02}.png", picture)
     values = {"run": folder / "training" / "dape", "data": {"paths": [folder / "photographs"]}}
     model = {"base": str(CONFIGS.parent / "osdhuman" / "tiny" / "base"), "timestep": 99}
-    return with_dape_stand_in(parse_config(TrainConfig, values | {"model": model}))
+    return with_dape_stand_in(parse_config(OSDHumanTraining, values | {"model": model}))
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +78,19 @@ def rows(tmp_path, monkeypatch) -> AblationConfig:
     return parse_config(AblationConfig, {"rows": {"one": row, "two": row}, "tiny": True, "eval": evaluation})
 
 
-def finish(training: TrainConfig) -> Path:
+def finish(training: OSDHumanTraining) -> TrainResult:
     """What a training leaves, without training."""
     model = training.run / "model"
     model.mkdir(parents=True)
     (model / "config.json").touch()
     (training.run / "config.yaml").write_text(dump_config(training))
-    return model
+    return TrainResult(model, 2, finished=True)
 
 
 def test_a_trained_row_is_not_trained_again(rows, monkeypatch):
     done = []
     monkeypatch.setattr(
-        "osdhuman.train.loop.train", lambda training: done.append(training.run.name) or finish(training)
+        "osdhuman.train.loop.train", lambda training, recipe: done.append(training.run.name) or finish(training)
     )
     ablation.run_ablation(rows)
     ablation.run_ablation(rows)
@@ -100,14 +101,14 @@ def test_a_row_with_other_settings_is_trained(rows, monkeypatch):
     done = []
     finish(ablation.training_of(rows, "one"))
     monkeypatch.setattr(
-        "osdhuman.train.loop.train", lambda training: done.append(training.run.name) or training.run / "model"
+        "osdhuman.train.loop.train", lambda training, recipe: done.append(training.run.name) or finish(training)
     )
     ablation.run_ablation(rows.model_copy(update={"overrides": ("seed=1",)}))
     assert done == ["one", "two"]
 
 
 def test_a_row_that_cannot_be_trained_stops_no_other(rows, monkeypatch):
-    def train(training: TrainConfig) -> Path:
+    def train(training: OSDHumanTraining, recipe: type) -> TrainResult:
         if training.run.name == "one":
             raise FileNotFoundError("no weights")
         return finish(training)
@@ -119,6 +120,7 @@ def test_a_row_that_cannot_be_trained_stops_no_other(rows, monkeypatch):
 
 
 def test_a_stopped_training_stops_the_ablation(rows, monkeypatch):
-    monkeypatch.setattr("osdhuman.train.loop.train", lambda training: training.run / "checkpoints" / "step-00000001")
-    with pytest.raises(ablation.Stopped, match="run the same command again"):
+    stopped = TrainResult(Path("checkpoints/step-00000001"), 1, finished=False)
+    monkeypatch.setattr("osdhuman.train.loop.train", lambda training, recipe: stopped)
+    with pytest.raises(ablation.Stopped, match="stopped at step 1; the same command continues"):
         ablation.run_ablation(rows)

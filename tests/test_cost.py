@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from osdhuman.evaluation.cost import attributed, cost, count_macs, count_parameters
+from osdhuman.evaluation.cost import attributed, cost, count_macs, count_parameters, instruction_set
 from osdhuman.restorers import load_restorer
 
 
@@ -141,6 +141,24 @@ def test_what_was_measured_is_said(measured):
     asked = {"restorer": "blur", "size": 16, "batch": 2, "rounds": 3}
     found = {"device": "cpu", "dtype": "float32", "lora_merged": True, "trained_parameters": 7}
     assert measured.items() >= (asked | found).items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"avx2"}, "AVX2"),
+        ({"avx2", "avx512f"}, "AVX-512"),
+        ({"avx2", "avx512f", "avx512_bf16"}, "AVX-512 BF16"),
+        ({"avx512_bf16", "amx_bf16"}, "AMX"),
+        (set(), None),
+    ],
+)
+def test_the_best_instruction_set_of_a_processor_is_named(flags, name):
+    assert instruction_set(torch.device("cpu"), frozenset(flags)) == name
+
+
+def test_a_gpu_has_no_instruction_set_of_the_processor():
+    assert instruction_set(torch.device("cuda"), frozenset({"avx2"})) is None
 
 
 def test_seconds_are_those_of_the_calls(monkeypatch, no_process):

@@ -1,5 +1,7 @@
 """Training images: where they are found, which crop a counter gives, what happens to bad files."""
 
+import itertools
+import multiprocessing
 import os
 import signal
 
@@ -10,6 +12,7 @@ from toy_training import draw_images
 
 from osdhuman.config import ConfigError, parse_config
 from osdhuman.data.dataset import Positions, TrainingImages, epoch_order, load_batches
+from osdhuman.data.degradation import Degradation, DegradationConfig
 from osdhuman.data.samples import DataConfig, find_pairs, read_manifest
 from osdhuman.images import load_rgb, save_png
 
@@ -215,19 +218,60 @@ def test_a_batch_that_cannot_be_shared_is_an_error():
 
 def test_workers_change_nothing(folder):
     alone, helped = (load_batches(images(folder, workers=n), Positions(4)) for n in (0, 1))
-    assert all(torch.equal(next(alone).hq, next(helped).hq) for _ in range(4))
+    assert all(torch.equal(next(alone).tensors["hq"], next(helped).tensors["hq"]) for _ in range(4))
+
+
+def test_a_worker_degrades_as_the_training_process_does(tmp_path):
+    """LQ depends on (seed, counter) only: equal bytes, made in a batch here or sample by sample anywhere."""
+    degradation = Degradation(DegradationConfig())
+    found = images(draw_images(tmp_path / "hq", 5, size=48), seed=3, size=48, workers=1)
+    for batch in itertools.islice(load_batches(found, Positions(4), degrade=degradation), 2):
+        assert torch.equal(batch.tensors["lq"], degradation(batch.tensors["hq"], 3, batch.counters))
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_workers"),
+    [({"workers": 0}, False), ({"workers": 1}, True), ({"workers": 1, "degrade": "device"}, False)],
+)
+def test_workers_degrade_where_there_are_any(folder, settings, in_workers):
+    assert data(folder, **settings).degrades_in_workers == in_workers
+
+
+def test_a_degradation_may_give_further_tensors(folder):
+    def degrade(hq, seed, counters):
+        return {"lq": hq / 2, "mask": hq[:, :1] > 0.5}
+
+    batch = next(load_batches(images(folder), Positions(2), degrade=degrade))
+    assert batch.tensors["mask"].shape == (2, 1, 16, 16)
+
+
+def test_no_usable_image_is_one_line_from_a_worker_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    batches = load_batches(images(tmp_path, workers=1), Positions(2))
+    with pytest.raises(ValueError, match=r"^none of the 1 training images can be used: .*a\.png"):
+        next(batches)
+
+
+def test_closing_ends_the_workers(folder):
+    before = set(multiprocessing.active_children())
+    batches = load_batches(images(folder, workers=2), Positions(4))
+    next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    batches.close()
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
 
 
 def test_workers_survive_a_sigterm_sent_to_all(folder):
+    before = set(multiprocessing.active_children())
     batches = load_batches(images(folder, workers=1), Positions(4))
     next(batches)
-    for worker in batches._workers:
-        os.kill(worker.pid, signal.SIGTERM)
-    assert all(next(batches).hq.shape == (4, 3, 16, 16) for _ in range(8))
+    [worker] = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGTERM)
+    assert all(next(batches).tensors["hq"].shape == (4, 3, 16, 16) for _ in range(8))
 
 
 def test_pairs_come_as_hq_and_lq(tmp_path):
     draw_images(tmp_path / "hq", 2)
     draw_images(tmp_path / "lq", 2)
     batch = next(load_batches(images(tmp_path, kind="pairs"), Positions(2)))
-    assert torch.equal(batch.hq, batch.lq)
+    assert torch.equal(batch.tensors["hq"], batch.tensors["lq"])

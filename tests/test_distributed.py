@@ -20,9 +20,9 @@ def train_on_one_rank(folder: Path) -> None:
         overrides = (f"run={folder}/{mode}", "max_steps=3", "accumulation=2", f"validation={folder}/val")
         trainer = toy_trainer(toy_config(folder, *overrides))
         if "generator" in mode:
-            trainer.generator.network = trainer.generator.network.module
+            trainer.recipe.generator.network = trainer.recipe.generator.network.module
         if "regularizer" in mode:
-            trainer.regularizer.network = trainer.regularizer.network.module
+            trainer.recipe.regularizer.network = trainer.recipe.regularizer.network.module
         trainer.accelerator.end_training = lambda: None  # it would end the process group too
         trainer.accelerator.no_sync = _no_sync_of_a_wrapper(trainer.accelerator.no_sync)
         trainer.run()

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from dataclasses import astuple
 from hashlib import sha256
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from osdhuman.metrics import luma as metrics
-from osdhuman.metrics import scorers as iqa
-from osdhuman.metrics import weights
+from osdhuman.metrics import luma, weights
+from osdhuman.metrics.backends import BACKENDS
+from osdhuman.metrics.backends import pyiqa as backend
 from osdhuman.metrics.scorers import identify, load_scorer, load_scorers
 from osdhuman.metrics.table import METRICS
 from osdhuman.metrics.weights import DOWNLOADS, PACKAGED, MetricUnavailable
@@ -40,21 +41,21 @@ def distorted(image: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------- the table
 
-YCBCR = (("color_space", "ycbcr"),)
 UP, DOWN = True, False
-TABLE = {  # title, variant, direction, reference, colour, range, digits, smallest side, scope, border, options
-    "psnr_y": ("PSNR", "psnry", UP, True, "Y", (0, 80), 2, 1, "image", 0, YCBCR),
-    "ssim_y": ("SSIM", "ssim", UP, True, "Y", (0, 1), 4, 11, "image", 0, YCBCR),
-    "psnr_rgb": ("PSNR (RGB)", "psnr", UP, True, "RGB", (0, 80), 2, 1, "image", 0, ()),
-    "ssim_rgb": ("SSIM (RGB)", "ssimc", UP, True, "RGB", (0, 1), 4, 11, "image", 0, ()),
-    "lpips": ("LPIPS", "lpips", DOWN, True, "RGB", (0, 1), 4, 31, "image", 0, ()),
-    "dists": ("DISTS", "dists", DOWN, True, "RGB", (0, 1), 4, 1, "image", 0, ()),
-    "fid": ("FID", "fid", DOWN, True, "RGB", (0, math.inf), 4, 1, "set", 0, ()),
-    "clipiqa": ("CLIPIQA", "clipiqa", UP, False, "RGB", (0, 1), 4, 1, "image", 0, ()),
-    "maniqa": ("MANIQA", "maniqa-pipal", UP, False, "RGB", (0, 1), 4, 1, "image", 0, ()),
-    "musiq": ("MUSIQ", "musiq", UP, False, "RGB", (0, 100), 4, 1, "image", 0, ()),
-    "niqe": ("NIQE", "niqe", DOWN, False, "gray", (0, 100), 4, 96, "image", 0, ()),
-    "brisque": ("BRISQUE", "brisque", DOWN, False, "gray", (0, 150), 4, 16, "image", 0, ()),
+TABLE = {  # title, variant, direction, reference, colour, range, digits, smallest side, scope, border, options, backend
+    "psnr_y": ("PSNR", "psnr_y", UP, True, "Y", (0, 80), 2, 1, "image", 0, (), "own"),
+    "ssim_y": ("SSIM", "ssim_y", UP, True, "Y", (0, 1), 4, 11, "image", 0, (), "own"),
+    "psnr_rgb": ("PSNR (RGB)", "psnr", UP, True, "RGB", (0, 80), 2, 1, "image", 0, (), "pyiqa"),
+    "ssim_rgb": ("SSIM (RGB)", "ssimc", UP, True, "RGB", (0, 1), 4, 11, "image", 0, (), "pyiqa"),
+    "lpips": ("LPIPS", "lpips", DOWN, True, "RGB", (0, 1), 4, 31, "image", 0, (), "pyiqa"),
+    "stlpips": ("ST-LPIPS", "alex", DOWN, True, "RGB", (0, 1), 4, 21, "image", 0, (), "stlpips"),
+    "dists": ("DISTS", "dists", DOWN, True, "RGB", (0, 1), 4, 1, "image", 0, (), "pyiqa"),
+    "fid": ("FID", "fid", DOWN, True, "RGB", (0, math.inf), 4, 1, "set", 0, (), "pyiqa"),
+    "clipiqa": ("CLIPIQA", "clipiqa", UP, False, "RGB", (0, 1), 4, 1, "image", 0, (), "pyiqa"),
+    "maniqa": ("MANIQA", "maniqa-pipal", UP, False, "RGB", (0, 1), 4, 1, "image", 0, (), "pyiqa"),
+    "musiq": ("MUSIQ", "musiq", UP, False, "RGB", (0, 100), 4, 1, "image", 0, (), "pyiqa"),
+    "niqe": ("NIQE", "niqe", DOWN, False, "gray", (0, 100), 4, 96, "image", 0, (), "pyiqa"),
+    "brisque": ("BRISQUE", "brisque", DOWN, False, "gray", (0, 150), 4, 16, "image", 0, (), "pyiqa"),
 }
 
 
@@ -69,14 +70,15 @@ def test_every_name_is_its_row_s():
 def test_directions_are_those_of_pyiqa():
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    theirs = {name: not DEFAULT_CONFIGS[m.variant].get("lower_better", False) for name, m in METRICS.items()}
-    assert theirs == {name: m.higher_is_better for name, m in METRICS.items()}
+    rows = {name: m for name, m in METRICS.items() if m.backend == "pyiqa"}
+    theirs = {name: not DEFAULT_CONFIGS[m.variant].get("lower_better", False) for name, m in rows.items()}
+    assert theirs == {name: m.higher_is_better for name, m in rows.items()}
 
 
 def test_references_are_those_of_pyiqa():  # it counts FID as without, since that takes folders
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    images = {name: m for name, m in METRICS.items() if m.scope == "image"}
+    images = {name: m for name, m in METRICS.items() if m.scope == "image" and m.backend == "pyiqa"}
     theirs = {name: DEFAULT_CONFIGS[m.variant]["metric_mode"] == "FR" for name, m in images.items()}
     assert theirs == {name: m.reference for name, m in images.items()}
 
@@ -104,8 +106,8 @@ def test_the_files_are_those_that_pyiqa_loads():
 
 
 def test_every_metric_s_weights_are_known():
-    without = {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
-    assert DOWNLOADS.keys() | PACKAGED.keys() | without == METRICS.keys()
+    rows = {name for name, metric in METRICS.items() if metric.backend == "pyiqa"}
+    assert DOWNLOADS.keys() | PACKAGED.keys() | {"psnr_rgb", "ssim_rgb"} == rows
 
 
 # ---------------------------------------------------------------------------------------------------------- fidelity
@@ -116,30 +118,49 @@ def test_psnr_of_ten_grey_levels():
     assert load_scorer("psnr_rgb")(image, reference).item() == pytest.approx(20 * math.log10(25.5), abs=1e-3)
 
 
-def test_psnr_y_is_that_of_scikit_image():
-    # pyiqa adds 1e-8 to the squared error and computes in float32
+def pyiqas(variant: str, image: Tensor, reference: Tensor) -> float:
+    """pyiqa's own value with studio luma, which OSEDiff's published evaluation used; computed in double precision."""
+    with torch.inference_mode():
+        return pyiqa.create_metric(variant, color_space="ycbcr")(image.double(), reference.double()).item()
+
+
+def test_psnr_y_is_pyiqas():
     image, reference = distorted(photograph()), photograph()
-    assert load_scorer("psnr_y")(image, reference).item() == pytest.approx(metrics.psnr_y(image, reference), abs=1e-4)
+    assert load_scorer("psnr_y")(image, reference).item() == pytest.approx(pyiqas("psnry", image, reference), abs=1e-6)
 
 
-def test_psnr_of_equal_images_is_80():  # scikit-image says infinite, of which there is no mean
-    assert load_scorer("psnr_y")(photograph(), photograph()).item() == pytest.approx(80)
+def test_ssim_y_is_pyiqas():
+    # Luma that lies half way between two numbers is rounded by pyiqa as its float32 weights happen to fall: its values
+    # in float32 and in float64 differ as much
+    image, reference = distorted(photograph()), photograph()
+    assert load_scorer("ssim_y")(image, reference).item() == pytest.approx(pyiqas("ssim", image, reference), abs=5e-6)
 
 
-def test_ssim_y_is_that_of_scikit_image_on_rounded_luma():
-    from skimage.metrics import structural_similarity
+@pytest.mark.parametrize("name", ["psnr_y", "ssim_y"])
+def test_validation_and_benchmark_give_one_number(name):
+    image, reference = distorted(photograph()), photograph()
+    assert load_scorer(name)(image, reference).item() == getattr(luma, name)(image, reference).item()
+
+
+def test_st_lpips_is_the_distance_of_the_training_loss():
+    from osdhuman.recipes.perceptual import build_perceptual
 
     image, reference = distorted(photograph()), photograph()
-    luma = [metrics.luma(x)[0].round().numpy() for x in (image, reference)]
-    expected = structural_similarity(
-        *luma, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-    )
-    assert load_scorer("ssim_y")(image, reference).item() == pytest.approx(expected, abs=1e-5)
+    expected = build_perceptual("stlpips")(image, reference).item()
+    assert load_scorer("stlpips")(image, reference).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_ssim_y_is_near_that_of_training_s_validation():  # which does not round luma
-    image, reference = distorted(photograph()), photograph()
-    assert load_scorer("ssim_y")(image, reference).item() == pytest.approx(metrics.ssim_y(image, reference), abs=2e-3)
+@pytest.mark.parametrize(
+    ("name", "library", "weights"),
+    [("psnr_y", "osdhuman", None), ("stlpips", "stlpips-pytorch", "b356b382f960"), ("psnr_rgb", "pyiqa", None)],
+)
+def test_a_score_says_which_library_and_weights_computed_it(name, library, weights):
+    identity = identify(name)
+    assert (identity["library"], (identity["weights_sha256"] or "")[:12] or None) == (library, weights)
+
+
+def test_every_backend_of_the_table_is_registered():
+    assert {metric.backend for metric in METRICS.values()} == BACKENDS.keys()
 
 
 def test_ssim_rgb_is_the_mean_of_scikit_image_s_channels():
@@ -213,19 +234,21 @@ def test_an_image_below_the_smallest_side_is_not_judged(name):
     assert [scorer(x, x).isnan().item() for x in (small, enough)] == [True, False]
 
 
-@pytest.mark.parametrize("name", ["ssim_y", "ssim_rgb", "niqe"])
+@pytest.mark.parametrize("name", ["ssim_rgb", "niqe"])
 def test_faster_filters_change_nothing(name, monkeypatch):
     used = []
-    monkeypatch.setattr(iqa, "_sum_of_shifts", lambda *pair, f=iqa._sum_of_shifts: used.append(pair) or f(*pair))
-    scorer, pair = load_scorer(name), [distorted(photograph()), photograph()][: 1 + METRICS[name].reference]
-    assert scorer(*pair).item() == pytest.approx(scorer.model(*pair).item(), abs=1e-10) and used
+    shifts = backend.sum_of_shifts
+    monkeypatch.setattr(backend, "sum_of_shifts", lambda *pair: used.append(pair) or shifts(*pair))
+    pair = [distorted(photograph()), photograph()][: 1 + METRICS[name].reference]
+    plain = backend.create(METRICS[name], torch.device("cpu"))(*pair).item()
+    assert load_scorer(name)(*pair).item() == pytest.approx(plain, abs=1e-10) and used
 
 
 @pytest.mark.parametrize("name", ["niqe", "brisque"])
 def test_a_cpu_scores_one_image_at_a_time(name):  # which is faster there, and BRISQUE would depend on the batch
     sizes = []
     scorer = load_scorer(name)
-    scorer.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    model, scorer.model = scorer.model, lambda image: sizes.append(len(image)) or model(image)
     scorer(torch.cat([photograph(0), photograph(1)]))
     assert sizes == [1, 1]
 
@@ -317,13 +340,23 @@ def test_half_a_download_leaves_nothing_behind(offline, monkeypatch):
     assert not list((offline / "pyiqa").iterdir())
 
 
-def test_without_pyiqa_the_command_that_installs_it_is_shown(monkeypatch):
+def without_pyiqa(monkeypatch) -> None:
     def missing(package: str) -> str:
-        raise iqa.PackageNotFoundError(package)
+        raise backend.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(iqa, "version", missing)
+    monkeypatch.setattr(backend.metadata, "version", missing)
+
+
+def test_without_pyiqa_the_command_that_installs_it_is_shown(monkeypatch):
+    without_pyiqa(monkeypatch)
     with pytest.raises(MetricUnavailable, match=r"pip install 'osdhuman\[iqa\]'"):
-        load_scorer("psnr_y")
+        load_scorer("niqe")
+
+
+def test_psnr_and_ssim_of_luma_need_no_pyiqa(monkeypatch):
+    without_pyiqa(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert load_scorer("ssim_y")(photograph(), photograph()).item() == pytest.approx(1)
 
 
 def test_a_module_that_pyiqa_wants_is_named(offline, monkeypatch):

@@ -91,6 +91,34 @@ def test_vsd_by_hand():
     torch.testing.assert_close(direction.item(), -(3**0.5))
 
 
+def test_vsd_in_noise_form_is_eq_6_by_hand():
+    # two values: noises (1, 3) and (0.5, 1), z_hat = (3, -1): G = (0.5, 2) / mean(|1 - 3|, |3 + 1|) = (0.5, 2) / 3
+    z_hat, pretrained, finetuned = (torch.tensor(v).view(1, 1, 1, 2) for v in ([3.0, -1.0], [1.0, 3.0], [0.5, 1.0]))
+    t, abar = torch.tensor([0]), torch.tensor([0.25])
+    direction = vsd_direction(z_hat, z_hat, t, pretrained, finetuned, abar, "noise")
+    torch.testing.assert_close(direction.flatten(), torch.tensor([0.5 / 3, 2 / 3]))
+
+
+def test_vsd_in_noise_form_takes_the_mean_per_image():
+    z_hat = torch.zeros(2, 1, 1, 1)
+    pretrained, finetuned = torch.tensor([1.0, 4.0]).view(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
+    t, abar = torch.tensor([0, 0]), torch.tensor([0.25])
+    assert vsd_direction(z_hat, z_hat, t, pretrained, finetuned, abar, "noise").flatten().tolist() == [1, 1]
+
+
+def test_vsd_in_noise_form_does_not_weigh_by_t():
+    """The x0 form multiplies the difference of noises by sqrt((1 - abar) / abar); Eq. 6 as printed does not."""
+    one = torch.ones(1, 1, 1, 1)
+    args = (3 * one, one, torch.tensor([0]), 0 * one, one)
+    early, late = (vsd_direction(*args, torch.tensor([abar]), "noise").item() for abar in (0.9, 0.1))
+    assert early == late == pytest.approx(-1 / 3)
+
+
+def test_vsd_loss_takes_the_form(golden, vsd_inputs):
+    direction = vsd_direction(golden["latents"], *vsd_inputs, "noise")
+    close(vsd_loss(golden["latents"], *vsd_inputs, "noise"), direction.square().mean())
+
+
 def test_vsd_takes_half_precision_and_sums_in_float32(golden, vsd_inputs):
     z_t, t, pretrained, finetuned, abar = vsd_inputs
     assert vsd_loss(golden["latents"].half(), z_t, t, pretrained.half(), finetuned.half(), abar).dtype == torch.float32

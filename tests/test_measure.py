@@ -4,18 +4,22 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from osdhuman.images import save_png
-from osdhuman.metrics import folder as module
-from osdhuman.metrics.folder import comparable, measure
+from osdhuman.images import load_rgb, save_png
+from osdhuman.metrics import folder, listing, scoring
+from osdhuman.metrics.folder import Folder, comparable, measure, measure_set
 from osdhuman.metrics.scorers import Scorer, SetScorer
 from osdhuman.metrics.table import METRICS
 from osdhuman.metrics.weights import MetricUnavailable
@@ -64,8 +68,8 @@ def stand_in(setattr: Callable, calls: Calls, version: str = "1") -> None:
             return SetScorer(METRICS[name], Count(calls[name]), identify(name))
         return Scorer(METRICS[name], Mean(calls[name]), identify(name), torch.device(device))
 
-    setattr(module, "identify", identify)
-    setattr(module, "load_scorer", load_scorer)
+    setattr(folder, "identify", identify)
+    setattr(scoring, "load_scorer", load_scorer)
 
 
 def picture(level: float, width: int = 100) -> Tensor:
@@ -114,7 +118,7 @@ def test_the_mean_comes_with_the_identity_and_direction_of_its_metric(folders, c
     assert run(folders)["metrics"]["psnr_y"] == {
         "mean": pytest.approx(0.2, abs=1e-4),
         "judged": 3,
-        "variant": "psnry",
+        "variant": "psnr_y",
         "version": "1",
         "higher_is_better": True,
     }
@@ -303,29 +307,21 @@ def test_sizes_that_differ_are_listed(folders, calls):
 
 
 def test_a_jpeg_is_refused_with_the_reason(folders, calls):
-    from PIL import Image
-
     Image.new("RGB", (100, 100)).save(folders / "lq/x.jpg")
     assert "x.jpg: is a JPEG, but its compression would be measured too" in refused(folders, ("niqe",))
 
 
 def test_so_is_one_that_is_named_png(folders, calls):
-    from PIL import Image
-
     Image.new("RGB", (100, 100)).save(folders / "lq/a.png", "JPEG")
     assert "a.png: is a JPEG" in refused(folders)
 
 
 def test_photographs_as_they_were_found_can_be_allowed(folders, calls):
-    from PIL import Image
-
     Image.new("RGB", (100, 100)).save(folders / "lq/x.jpg")
     assert run(folders, ("niqe",), png_only=False)["images"] == 4
 
 
 def test_a_reference_may_have_another_suffix(folders, calls):
-    from PIL import Image
-
     Image.open(folders / "hq/a.png").save(folders / "hq/a.bmp")
     (folders / "hq/a.png").unlink()
     assert run(folders)["metrics"]["psnr_y"]["judged"] == 3
@@ -338,7 +334,7 @@ def test_what_is_no_picture_is_listed(folders, calls):
 
 def test_an_empty_folder_is_refused(folders, calls):
     (folders / "empty").mkdir()
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         measure(folders / "empty", folders / "x", ("niqe",))
 
 
@@ -385,3 +381,151 @@ def test_a_metric_that_one_lacks_is_no_reason(folders, calls):
     ours, theirs = run(folders), run(folders)
     theirs["metrics"]["niqe"] = {"unavailable": "no weights"}
     assert comparable(ours, theirs) == []
+
+
+# --------------------------------------------------------------------------------- several methods, one set, one pass
+
+METHODS = ("one", "two", "three")
+
+
+def measure_methods(folders: Path, metrics: tuple[str, ...] = ("psnr_y",), **options) -> dict:
+    """Three methods whose images are copies of lq."""
+    for method in METHODS:
+        if not (folders / method).exists():
+            shutil.copytree(folders / "lq", folders / method)
+    jobs = {method: Folder(folders / method, folders / "scores/set" / method) for method in METHODS}
+    return measure_set("set", jobs, metrics, folders / "hq", **options)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> Counter:
+    """How often each file is hashed ("read") and decoded."""
+    reads: Counter = Counter()
+
+    def counting(function: Callable, what: str) -> Callable:
+        def count(path: Path) -> object:
+            reads[what, path.parent.name, path.name] += 1
+            return function(path)
+
+        return count
+
+    monkeypatch.setattr(listing.Path, "read_bytes", counting(Path.read_bytes, "read"))
+    monkeypatch.setattr(scoring, "load_rgb", counting(scoring.load_rgb, "decoded"))
+    return reads
+
+
+def test_a_reference_is_read_and_decoded_once_for_all_methods(folders, calls, reads):
+    measure_methods(folders)
+    assert {key: n for key, n in reads.items() if key[1:] == ("hq", "a.png")} == {
+        ("read", "hq", "a.png"): 1,
+        ("decoded", "hq", "a.png"): 1,
+    }
+
+
+def test_nothing_is_decoded_where_every_score_is_known(folders, calls, reads):
+    measure_methods(folders)
+    reads.clear()
+    measure_methods(folders)
+    assert not [key for key in reads if key[0] == "decoded"]
+
+
+def test_methods_together_have_the_scores_of_each_alone(folders, calls):
+    together = measure_methods(folders, ("niqe", "psnr_y"))
+    alone = measure(folders / "one", folders / "alone/one", ("niqe", "psnr_y"), folders / "hq", ("set", "one"))
+    assert together["one"] == alone
+
+
+def test_a_method_that_does_not_fit_stops_no_other(folders, calls):
+    measure_methods(folders)
+    save_png(folders / "two/a.png", picture(0.5, 50))
+    found = measure_methods(folders)
+    assert "a.png: is 50x100, its reference 100x100" in str(found["two"]) and found["three"]["images"] == 3
+
+
+def test_a_method_that_does_not_fit_is_scored_no_further(folders, calls):
+    measure_methods(folders)
+    save_png(folders / "two/a.png", picture(0.5, 50))
+    save_png(folders / "two/b.png", picture(0.5, 120))
+    forget(calls)
+    measure_methods(folders, batch=1)
+    assert calls["psnr_y"] == []
+
+
+def test_an_image_with_damaged_pixels_is_named(folders, calls):
+    path = folders / "lq/a.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "a.png: damaged" in refused(folders).replace(f"{path} ", "")
+
+
+def test_workers_compute_the_same_files(folders, calls):
+    measure_methods(folders)
+    expected = (folders / "scores/set/one.parquet").read_bytes()
+    shutil.rmtree(folders / "scores")
+    with ThreadPoolExecutor(2) as workers:
+        measure_methods(folders, batch=1, workers=workers)
+    assert (folders / "scores/set/one.parquet").read_bytes() == expected
+
+
+# -------------------------------------------------------------------------------------------- which files are measured
+
+
+def test_hidden_files_and_folders_are_no_images_of_a_set(folders, calls):
+    for name in (".ipynb_checkpoints/a-checkpoint.png", "._a.png", "@eaDir/a.png"):
+        save_png(folders / "lq" / name, picture(0.5))
+    assert run(folders)["images"] == 3
+
+
+def test_other_files_are_named_in_the_record(folders, calls):
+    (folders / "lq/notes.txt").write_text("made on Monday")
+    assert run(folders)["skipped"] == [{"file": "notes.txt", "reason": "not an image"}]
+
+
+def test_a_linked_folder_is_measured(folders, calls):
+    save_png(folders / "elsewhere/d.png", picture(0.5))
+    for side in ("lq", "hq"):
+        (folders / side / "linked").symlink_to(folders / "elsewhere")
+    assert run(folders)["images"] == 4
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_tiff_has_the_size_that_it_has_when_it_is_decoded(tmp_path, value):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (30, 20)).save(path, tiffinfo={274: value})
+    _, height, width = load_rgb(path).shape
+    assert listing.read_header(path).size == (width, height)
+
+
+@pytest.mark.parametrize("value", [1, 6])
+def test_so_has_a_jpeg(tmp_path, value):
+    exif = Image.Exif()
+    exif[274] = value
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    _, height, width = load_rgb(tmp_path / "a.jpg").shape
+    assert listing.read_header(tmp_path / "a.jpg").size == (width, height)
+
+
+def test_a_name_that_is_not_utf_8_is_measured_and_written_escaped(folders, calls):
+    for side in ("lq", "hq"):
+        os.rename(folders / side / "a.png", os.fsencode(folders / side) + b"/caf\xe9.png")
+    run(folders)
+    assert "caf\\xe9.png" in rows(folders)["file"].to_list()
+
+
+# ------------------------------------------------------------------------------------------- damaged and foreign files
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "partial.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"torn", b"[1]\n", b'{"a": 1}\n'])
+def test_a_damaged_file_of_scores_is_named_with_what_to_do(folders, calls, suffix, content):
+    path = folders / f"scores/set/v1.5.{suffix}"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    lines = refused(folders).splitlines()
+    assert len(lines) == 1 and lines[0].startswith(str(path)) and lines[0].endswith("delete it and run again")
+
+
+def test_a_parquet_of_another_program_is_named(folders, calls):
+    path = folders / "scores/set/v1.5.parquet"
+    path.parent.mkdir(parents=True)
+    pl.DataFrame({"a": [1]}).write_parquet(path)
+    assert refused(folders).startswith(f"{path} is damaged or does not hold scores")

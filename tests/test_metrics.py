@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from osdhuman.metrics.luma import luma, psnr_y, ssim_y
+from osdhuman.metrics.luma import blur, luma, psnr_y, ssim_y
 
 
 def grey(level: int) -> torch.Tensor:
@@ -34,12 +34,13 @@ def test_values_outside_the_range_are_clamped():
 
 
 def test_psnr_of_ten_grey_levels():
-    # ten levels of grey are 10 * 219 / 255 levels of luma: 20 log10(255 / 8.5882) dB
-    assert psnr_y(grey(110), grey(100)).item() == pytest.approx(20 * math.log10(255 / (10 * 219 / 255)))
+    # ten levels of grey are 10 * 219 / 255 levels of luma; 1e-8 is added to the squared error of luma in [0,1]
+    error = (10 * 219 / 255 / 255) ** 2
+    assert psnr_y(grey(110), grey(100)).item() == pytest.approx(-10 * math.log10(error + 1e-8))
 
 
-def test_psnr_of_equal_images_is_infinite():
-    assert psnr_y(grey(7), grey(7)).item() == math.inf
+def test_psnr_of_equal_images_is_80():  # 1e-8 is added to the mean squared error, so that a mean over images exists
+    assert psnr_y(grey(7), grey(7)).item() == pytest.approx(80)
 
 
 def test_ssim_of_equal_images_is_one():
@@ -52,15 +53,54 @@ def test_ssim_of_two_flat_images_compares_their_means_only():
     assert ssim_y(grey(0), grey(255)).item() == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1))
 
 
-def test_ssim_of_a_pattern_and_its_negative_is_negative():
-    assert ssim_y(checks(), 1 - checks()).item() < -0.9
+def test_ssim_of_a_pattern_and_its_negative_is_zero():  # a negative structure term is set to zero
+    assert ssim_y(checks(), 1 - checks()).item() == 0
+
+
+def test_ssim_rounds_luma_to_whole_numbers():
+    # 100 and 101 have luma 101.88 and 102.74, both closer to 102 and 103 than to anything else
+    a, b, c1 = 102.0, 103.0, 2.55**2
+    assert ssim_y(grey(100), grey(101)).item() == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), abs=1e-12)
+
+
+def test_the_window_of_ssim_is_a_gaussian_of_sigma_1_5():
+    impulse = torch.zeros(1, 21, 21, dtype=torch.float64)
+    impulse[0, 10, 10] = 1
+    window = blur(impulse)[0]
+    assert (window[5, 6] / window[5, 5]).item() == pytest.approx(math.exp(-1 / (2 * 1.5**2)))
 
 
 def test_each_image_of_a_batch_is_measured_alone():
     image, reference = torch.cat([grey(110), grey(100)]), torch.cat([grey(100), grey(100)])
-    assert psnr_y(image, reference).tolist() == [psnr_y(grey(110), grey(100)).item(), math.inf]
+    assert psnr_y(image, reference).tolist() == [psnr_y(grey(110), grey(100)).item(), pytest.approx(80)]
 
 
 def test_different_shapes_are_an_error():
     with pytest.raises(ValueError, match=r"\(1, 3, 16, 16\) and \(1, 3, 8, 8\)"):
         psnr_y(grey(0), grey(0)[..., :8, :8])
+
+
+# ----------------------------------------------------------------------------------------- scikit-image says the same
+
+
+def textured(seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12, generator=rng), 64, mode="bilinear")
+
+
+def test_psnr_is_that_of_scikit_image():
+    from skimage.metrics import peak_signal_noise_ratio
+
+    image, reference = (luma(textured(seed))[0].numpy() for seed in (0, 1))
+    expected = peak_signal_noise_ratio(reference, image, data_range=255)
+    assert psnr_y(textured(0), textured(1)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_ssim_is_that_of_scikit_image_on_rounded_luma():  # where no structure term is negative
+    from skimage.metrics import structural_similarity
+
+    image = (textured(0) + 0.03 * textured(1)).clamp(0, 1)
+    pair = [luma(x)[0].round().numpy() for x in (image, textured(0))]
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = structural_similarity(*pair, data_range=255, **window)
+    assert ssim_y(image, textured(0)).item() == pytest.approx(expected, abs=1e-9)

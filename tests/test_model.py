@@ -133,7 +133,9 @@ def test_a_size_that_does_not_fit_is_an_error(model):
 
 
 def test_only_lora_and_hfie_train(model):
-    assert all(".lora_" in n or ".hfie." in n for n, p in model.generator.named_parameters() if p.requires_grad)
+    trained = {n for n, p in model.generator.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.generator.named_parameters() if ".lora_" in n or ".hfie." in n}
+    assert {n.partition(".")[0] for n in trained} == {"unet", "vae", "prompt_extractor"}
 
 
 def test_conv_in_trains_in_full_by_a_switch(folder, base):
@@ -158,7 +160,14 @@ def test_a_new_regularizer_agrees_with_the_frozen_one(folder, base):
 
 def test_mid_regularizer_trains_the_middle_alone(folder, base):
     networks = build_networks(toy_config(folder), RegularizerConfig(layers="mid"), base)
-    assert all("mid_block" in n for n, p in networks.regularizer.named_parameters() if p.requires_grad)
+    parts = {n.split(".")[1] for n, p in networks.regularizer.named_parameters() if p.requires_grad}
+    assert parts == {"mid_block"}
+
+
+def test_the_regularizer_trains_all_parts_of_its_unet_by_default(folder, base):
+    networks = build_networks(toy_config(folder), RegularizerConfig(), base)
+    parts = {n.split(".")[1] for n, p in networks.regularizer.named_parameters() if p.requires_grad}
+    assert parts == {"conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out"}
 
 
 def test_checkpointed_gradients_are_right_though_the_regularizer_ran_in_between(folder, base, lq):

@@ -14,11 +14,12 @@ from PIL import Image
 
 from osdhuman.curate import rebuild as rebuilding
 from osdhuman.curate.crops import CutConfig, cut
+from osdhuman.curate.manifest_reader import read_settings
 from osdhuman.curate.persona import (
     PersonaConfig,
+    card,
     describe,
     encode_png,
-    read_settings,
     settings_metadata,
     write_metadata,
     write_shard,
@@ -46,7 +47,7 @@ def name_of(file: str) -> str:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A run folder of one shard, with four pictures of one crop each, up to its manifest."""
+    """A run folder of one shard, with four images of one crop each, up to its manifest."""
     candidates, selection, folder = [], [], tmp_path / "out" / "crops" / "00000"
     folder.mkdir(parents=True)
     for seed, (file, split) in enumerate(SPLITS.items()):
@@ -57,8 +58,8 @@ def out(tmp_path: Path) -> Path:
         (folder / f"{rows[0].id}.png").write_bytes(png)
         candidates += rows
         reason = None if split else str(Reason.NOT_TOP_THIRD)
-        fate = {"musiq": 50.0 + seed, "normalized": 0.1 * seed, "split": split, "reason": reason, "detail": None}
-        selection.append({"id": rows[0].id, **fate, "crop_sha256": sha256(png).hexdigest()})
+        outcome = {"musiq": 50.0 + seed, "normalized": 0.1 * seed, "split": split, "reason": reason, "detail": None}
+        selection.append({"id": rows[0].id, **outcome, "crop_sha256": sha256(png).hexdigest()})
     candidates, selection = (
         candidates_frame(candidates),
         pl.DataFrame(selection).with_columns(detail=pl.lit("", pl.String)),
@@ -111,7 +112,7 @@ def test_a_crop_is_copied_where_there_are_no_hard_links(out: Path, monkeypatch: 
     assert (out / "persona" / "train" / name).read_bytes() == (out / "crops" / "00000" / name).read_bytes()
 
 
-def test_an_interrupted_shard_goes_on(out: Path, written: Path):
+def test_an_interrupted_shard_continues(out: Path, written: Path):
     whole = files(written)
     (written / "val" / "lq" / f"{name_of('b.jpg')}.png").unlink()
     (written / "test" / f"{name_of('c.jpg')}.png").unlink()
@@ -120,7 +121,7 @@ def test_an_interrupted_shard_goes_on(out: Path, written: Path):
     assert files(written) == whole
 
 
-def test_what_is_there_is_not_written_again(out: Path, written: Path):
+def test_existing_files_are_not_written_again(out: Path, written: Path):
     places = [path.stat().st_ino for path in sorted(written.rglob("*.png"))]
     write_shard(out, 0, SETTINGS)
     assert [path.stat().st_ino for path in sorted(written.rglob("*.png"))] == places
@@ -191,6 +192,13 @@ def test_the_card_counts_sources_and_licences(written: Path):
     assert "| coco | CC BY | 1 | 1 | 1 |" in (written / "README.md").read_text()
 
 
+def test_a_licence_cannot_break_the_card():
+    licence = "free | <img src=x onerror=y>\n# `Own` *terms* [here](http://x)"
+    rows = pl.DataFrame({"source": ["my_set"], "licence": [licence]})
+    shown = r"free \| &lt;img src=x onerror=y&gt; # \`Own\` \*terms\* \[here\](http://x)"
+    assert f"| my_set | {shown} | 1 | 0 | 0 |\n" in card({"train": rows, "val": rows.clear(), "test": rows.clear()})
+
+
 def test_a_missing_image_is_named(out: Path, written: Path):
     (written / "train" / f"{name_of('a.jpg')}.png").unlink()
     with pytest.raises(ValueError, match=rf"1 file\(s\) are missing.*{name_of('a.jpg')}"):
@@ -224,7 +232,7 @@ def test_two_workers_make_the_same_folder(out: Path, written: Path, tmp_path: Pa
     assert files(tmp_path / "again") == files(written)
 
 
-def test_a_rebuild_goes_on_where_it_stopped(out: Path, written: Path, tmp_path: Path):
+def test_a_rebuild_continues_where_it_stopped(out: Path, written: Path, tmp_path: Path):
     roots = {"coco": tmp_path / "coco"}
     rebuild(out / "manifest.parquet", roots, tmp_path / "again")
     (tmp_path / "again" / "val" / "lq" / f"{name_of('b.jpg')}.png").unlink()
@@ -240,7 +248,7 @@ def test_a_crop_damaged_on_the_disk_is_made_again(out: Path, written: Path, tmp_
     assert files(tmp_path / "again") == files(written)
 
 
-def test_missing_pictures_are_listed(out: Path, tmp_path: Path):
+def test_missing_images_are_listed(out: Path, tmp_path: Path):
     (tmp_path / "coco" / "a.jpg").unlink()
     report = rebuild(out / "manifest.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
     assert [line.split(":")[0] for line in report.missing] == ["coco/a.jpg"]
@@ -255,10 +263,10 @@ def test_a_damaged_crop_that_cannot_be_made_again_is_removed(out: Path, tmp_path
     assert not crop.exists()
 
 
-def test_other_pictures_of_the_same_name_are_listed(out: Path, tmp_path: Path):
+def test_other_images_of_the_same_name_are_listed(out: Path, tmp_path: Path):
     draw(tmp_path / "coco" / "a.jpg", seed=99)
     report = rebuild(out / "manifest.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
-    assert report.differ == ("coco/a.jpg: another picture than the manifest's (sha256)",)
+    assert report.differ == ("coco/a.jpg: another image than the manifest's (sha256)",)
 
 
 def test_a_crop_that_comes_out_differently_is_listed_and_not_written(
@@ -289,14 +297,106 @@ def test_a_source_without_a_folder_is_an_error(out: Path, tmp_path: Path):
         rebuild(out / "manifest.parquet", {}, tmp_path / "again")
 
 
+# ---- manifests that are damaged, or come from somebody else ----
+
+
+def change(out: Path, tmp_path: Path, **columns: pl.Expr) -> Path:
+    """The manifest of `out` with other values in its first selected row, which is row 1."""
+    rows = pl.read_parquet(out / "manifest.parquet").with_row_index("row")
+    changed = {name: pl.when(pl.col("row") == 0).then(value).otherwise(name) for name, value in columns.items()}
+    path = tmp_path / "changed.parquet"
+    rows.with_columns(**changed).drop("row").write_parquet(path, metadata=settings_metadata(SMALL, SETTINGS))
+    return path
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/etc/passwd",
+        "../secret.jpg",
+        "a/../../secret.jpg",
+        "..\\secret.jpg",
+        "C:\\secret.jpg",
+        "C:secret.jpg",
+        "\\\\host\\share\\x.jpg",
+        "",
+    ],
+)
+def test_a_file_outside_its_sources_folder_is_refused_by_row_before_anything_is_read(
+    out: Path, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    message = r"changed.parquet, row 1: file .* is not below the folder of source 'coco'; no image was read"
+    with pytest.raises(ValueError, match=message):
+        rebuild(change(out, tmp_path, file=pl.lit(file)), {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
+def test_a_link_inside_a_sources_folder_is_followed(out: Path, written: Path, tmp_path: Path):
+    (tmp_path / "coco").rename(tmp_path / "elsewhere")
+    (tmp_path / "coco").mkdir()
+    for image in (tmp_path / "elsewhere").iterdir():
+        (tmp_path / "coco" / image.name).symlink_to(image)
+    rebuild(out / "manifest.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
+    assert files(tmp_path / "again") == files(written)
+
+
+def test_a_name_that_is_too_long_is_missing(out: Path, tmp_path: Path):
+    manifest = change(out, tmp_path, file=pl.lit("x" * 300))
+    report = rebuild(manifest, {"coco": tmp_path / "coco"}, tmp_path / "again")
+    assert len(report.missing) == 1 and "File name too long" in report.missing[0]
+
+
+@pytest.mark.parametrize("column", ["file", "sha256", "crop_x"])
+def test_a_value_that_is_missing_is_refused_by_row(out: Path, tmp_path: Path, column: str):
+    with pytest.raises(ValueError, match=f"row 1: {column} is missing"):
+        rebuild(change(out, tmp_path, **{column: pl.lit(None)}), {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
+def test_an_id_that_is_a_path_is_never_written(out: Path, tmp_path: Path):
+    manifest = change(out, tmp_path, id=pl.lit("../../") + pl.col("id"))
+    with pytest.raises(ValueError, match=r"row 1: id is .*expected 16 hexadecimal digits"):
+        rebuild(manifest, {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
 def test_a_table_without_settings_is_no_manifest(tmp_path: Path):
     pl.DataFrame({"id": ["0"]}).write_parquet(tmp_path / "table.parquet")
     with pytest.raises(ValueError, match=r"expected a manifest.parquet of HQ-ACF"):
         rebuild(tmp_path / "table.parquet", {}, tmp_path / "again")
 
 
-def test_an_id_that_is_a_path_is_never_written(out: Path, tmp_path: Path):
-    rows = pl.read_parquet(out / "manifest.parquet").with_columns(id=pl.lit("../../") + pl.col("id"))
-    rows.write_parquet(tmp_path / "evil.parquet", metadata=settings_metadata(SMALL, SETTINGS))
-    with pytest.raises(ValueError, match="expected 16 hexadecimal digits"):
-        rebuild(tmp_path / "evil.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
+@pytest.mark.parametrize("settings", ["", "{", "null", "{}", '{"cut": 1, "persona": {}, "versions": {}}'])
+def test_broken_settings_are_one_line(out: Path, tmp_path: Path, settings: str):
+    path = tmp_path / "broken.parquet"
+    pl.read_parquet(out / "manifest.parquet").write_parquet(path, metadata={"osdhuman": settings})
+    with pytest.raises(ValueError, match=r"^[^\n]*its settings [^\n]*expected a manifest.parquet of HQ-ACF$"):
+        rebuild(path, {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
+def test_a_manifest_without_a_column_names_it(out: Path, tmp_path: Path):
+    path = tmp_path / "short.parquet"
+    rows = pl.read_parquet(out / "manifest.parquet").drop("crop_x", "licence")
+    rows.write_parquet(path, metadata=settings_metadata(SMALL, SETTINGS))
+    with pytest.raises(ValueError, match="has no column crop_x, licence; expected a manifest"):
+        rebuild(path, {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
+def test_a_column_of_another_kind_is_named(out: Path, tmp_path: Path):
+    path = tmp_path / "kind.parquet"
+    rows = pl.read_parquet(out / "manifest.parquet").with_columns(pl.col("crop_x").cast(pl.String))
+    rows.write_parquet(path, metadata=settings_metadata(SMALL, SETTINGS))
+    with pytest.raises(ValueError, match="column crop_x holds String, expected Int32"):
+        rebuild(path, {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 2000, -8, -1])
+def test_a_manifest_that_is_cut_off_is_one_line(out: Path, tmp_path: Path, kept: int):
+    data = (out / "manifest.parquet").read_bytes()
+    (tmp_path / "half.parquet").write_bytes(data[:kept])
+    with pytest.raises(ValueError, match=r"^[^\n]*half.parquet cannot be read [^\n]*expected a manifest.parquet"):
+        rebuild(tmp_path / "half.parquet", {"coco": tmp_path / "coco"}, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "coco"])
+def test_no_file_at_all_is_one_line(out: Path, tmp_path: Path, name: str):
+    with pytest.raises(FileNotFoundError, match=f"{name} is not a file; expected a manifest.parquet"):
+        rebuild(tmp_path / name, {"coco": tmp_path / "coco"}, tmp_path / "again")

@@ -1,5 +1,6 @@
-"""Restoring with a toy generator that gives back its input: what is tested is the road around the network."""
+"""Restoring with a toy generator that gives back its input: what is tested is what surrounds the network."""
 
+import errno
 import runpy
 import types
 from copy import deepcopy
@@ -13,12 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 from toys import toy_base, toy_config
 
-from osdhuman.images import StoredImage, read_image, resize, write_image
+from osdhuman.images import ImageError, StoredImage, read_image, resize, write_image
 from osdhuman.inference.config import RestoreConfig
 from osdhuman.inference.folder import list_jobs, restore_files
 from osdhuman.inference.memory import Plan, estimate, make_plan
 from osdhuman.inference.tensors import in_float32, pad_to_multiple, restore_image, restore_tensor
 from osdhuman.models.build import build_generator
+from osdhuman.models.generator import Generator
 
 
 class Net(nn.Module):
@@ -43,7 +45,9 @@ class Echo(nn.Module):
         self.prompts.append(tuple(image.shape))
         return torch.zeros(len(image), 5, 8)
 
-    def encode(self, image: Tensor) -> Tensor:
+    forward = Generator.forward
+
+    def encode(self, image: Tensor, sample: bool = False, generator: None = None) -> Tensor:
         self.seen.append(image)
         return F.pixel_unshuffle(image, 4)
 
@@ -59,7 +63,7 @@ class Echo(nn.Module):
 
 
 PLAIN = RestoreConfig(color_fix="off")
-MODEL = types.SimpleNamespace(generator=Echo())
+MODEL = types.SimpleNamespace(generator=Echo(), identity="echo")
 
 
 # ------------------------------------------------------------------------------------------------------------ tensors
@@ -117,7 +121,7 @@ def test_colours_follow_the_input():
 
 
 def test_integers_are_an_error():
-    with pytest.raises(ValueError, match=r"float \(B,3,H,W\) in \[0,1\], got torch.uint8"):
+    with pytest.raises(ValueError, match=r"lq must be float in \[0,1\], got torch.uint8"):
         restore_tensor(Echo(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), PLAIN)
 
 
@@ -281,7 +285,8 @@ def folder(tmp_path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def test_structure_of_a_folder_is_kept(folder, tmp_path):
@@ -314,7 +319,7 @@ def test_bad_picture_is_reported_and_the_others_done(folder, tmp_path):
 
 def test_picture_that_does_not_fit_is_reported(folder, tmp_path):
     write_image(folder / "large.png", StoredImage(torch.rand(3, 64, 64)))
-    model = types.SimpleNamespace(generator=Echo(too_large(8, MemoryError)))
+    model = types.SimpleNamespace(generator=Echo(too_large(8, MemoryError)), identity="")
     with pytest.warns(UserWarning):
         report = restore_files(model, [folder], tmp_path / "out", PLAIN)
     assert (len(report.failed), len(report.restored)) == (1, 2)
@@ -323,14 +328,82 @@ def test_picture_that_does_not_fit_is_reported(folder, tmp_path):
 def test_pictures_of_one_size_run_together(folder, tmp_path):
     write_image(folder / "c.png", StoredImage(torch.rand(3, 8, 9)))
     generator = Echo()
-    restore_files(types.SimpleNamespace(generator=generator), [folder], tmp_path / "out", RestoreConfig(batch_size=2))
+    restore_files(
+        types.SimpleNamespace(generator=generator, identity=""), [folder], tmp_path / "out", RestoreConfig(batch_size=2)
+    )
     assert sorted(shape[0] for shape in generator.prompts) == [1, 2]
 
 
-def test_two_inputs_of_one_output_are_an_error_before_the_work(folder, tmp_path):
+def test_two_inputs_of_one_stem_are_both_restored(folder, tmp_path):
     write_image(folder / "a.jpg", StoredImage(torch.rand(3, 8, 8)))
-    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be written to .*a\.png"):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert names(tmp_path / "out") == ["a.jpg.png", "a.png", "sub/b.png"]
+
+
+def test_results_of_other_settings_are_named(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    report = restore_files(MODEL, [folder], tmp_path / "out", RestoreConfig(color_fix="off", upscale=2))
+    assert len(report.outdated) == 2 and "overwrite=true restores them again" in str(report)
+
+
+def test_results_of_another_model_are_named(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    other = types.SimpleNamespace(generator=Echo(), identity="another")
+    assert len(restore_files(other, [folder], tmp_path / "out", PLAIN).outdated) == 2
+
+
+def test_results_of_the_same_settings_are_skipped_in_silence(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert restore_files(MODEL, [folder], tmp_path / "out", PLAIN).outdated == []
+
+
+def test_a_torn_record_costs_nothing(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    record = tmp_path / "out" / ".restored.jsonl"
+    record.write_text(record.read_text()[:-20])
+    assert restore_files(MODEL, [folder], tmp_path / "out", PLAIN).outdated == []
+
+
+def test_files_that_are_no_images_are_counted_and_listed(folder, tmp_path):
+    (folder / "notes.txt").write_text("hello")
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert "notes.txt: not an image" in str(report)
+    assert "notes.txt" in (tmp_path / "out" / "not_restored.jsonl").read_text()
+
+
+def test_an_output_that_is_a_file_is_an_error_before_the_work(folder, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="is a file, but a folder is needed"):
         restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+
+
+def test_a_result_that_cannot_be_written_stops_no_other(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").touch()  # a file where a folder is needed
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert [path.name for path in report.restored] == ["a.png"] and "a folder is needed there" in str(report)
+
+
+def test_a_full_disk_ends_the_run(folder, tmp_path, monkeypatch):
+    def full(path, image):
+        raise ImageError(path, "cannot be written: No space left on device") from OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("osdhuman.inference.folder.write_image", full)
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert len(report.failed) == 1 and "the run ended early" in str(report)
+
+
+def test_files_of_several_images_are_said(tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    report = restore_files(MODEL, [tmp_path / "a.tif"], tmp_path / "out", PLAIN)
+    assert "1 files hold several images" in str(report)
+
+
+@pytest.mark.parametrize("setting", [{"dtype": "bfloat16"}, {"batch_size": 7}, {"format": "same"}, {"overwrite": True}])
+def test_a_call_refuses_settings_that_it_cannot_act_on(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} has no effect here"):
+        restore_image(Echo(), torch.rand(3, 4, 4), **setting)
 
 
 def test_same_format_keeps_suffixes_apart(folder, tmp_path):
@@ -359,7 +432,7 @@ def test_missing_input_is_an_error(tmp_path):
 
 
 def test_folder_without_pictures_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="holds no image"):
         restore_files(MODEL, [tmp_path], tmp_path / "out")
 
 

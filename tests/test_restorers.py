@@ -240,9 +240,9 @@ def test_pngs_of_unknown_origin_are_refused(tmp_path):
 
 def test_a_bad_image_is_reported_and_can_be_mended(tmp_path):
     lq = write_folder(tmp_path / "lq", ["a.png", "c.png"])
-    (lq / "b.png").write_bytes(b"no picture")
+    (lq / "b.png").write_bytes(b"no image")
     report = restore_folder(Noise(), lq, tmp_path / "out", batch=2)
-    assert len(report.restored) == 2 and "b.png: not a picture" in str(report)
+    assert len(report.restored) == 2 and "b.png: not an image" in str(report)
     write_folder(lq, ["b.png"])
     assert [path.name for path in restore_folder(Noise(), lq, tmp_path / "out").restored] == ["b.png"]
 

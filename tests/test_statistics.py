@@ -51,6 +51,41 @@ def test_sign_flips_of_three_alike_differences_give_a_quarter():
     assert paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).p == 0.25
 
 
+def test_sign_flips_of_ten_images_are_exact():
+    # every choice of signs of 1, 2, 4, ... gives another sum, so that of all plus is the largest of 1024
+    assert paired_difference(2.0 ** np.arange(10), np.zeros(10)).p == 2 / 1024
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9, 10])
+def test_small_sets_have_the_p_value_of_scipy(n):
+    from scipy.stats import permutation_test
+
+    differences = np.random.default_rng(n).normal(0.3, 1, n)
+    expected = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=2000).pvalue
+    assert paired_difference(differences, np.zeros(n)).p == pytest.approx(expected, abs=1e-12)
+
+
+def test_large_sets_have_the_p_value_of_the_normal_approximation():
+    from scipy.stats import norm
+
+    differences = SCORES - SCORES.mean() + 0.1
+    z = differences.mean() / np.sqrt(np.mean(differences**2) / len(differences))
+    assert paired_difference(differences, 0 * differences).p == pytest.approx(2 * norm.sf(z), abs=0.05)
+
+
+def test_no_p_value_is_zero():
+    assert paired_difference(SCORES + 1, SCORES).p == 2 / 2001
+
+
+def test_intervals_are_those_of_scipy_within_the_error_of_drawing():
+    from scipy.stats import bootstrap
+
+    found = bootstrap((SCORES,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(1))
+    width = found.confidence_interval.high - found.confidence_interval.low
+    ours = mean_interval(SCORES, seed=2)
+    assert (ours.low, ours.high) == pytest.approx(tuple(found.confidence_interval), abs=0.06 * width)
+
+
 def test_pairing_finds_a_difference_that_is_small_beside_the_spread():
     assert paired_difference(SCORES + 0.1, SCORES).low > 0
 

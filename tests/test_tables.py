@@ -186,7 +186,7 @@ def test_rows_of_other_pictures_are_refused(settings, tmp_path):
 
 def test_rows_of_another_variant_are_refused(settings, tmp_path, monkeypatch):
     path = tmp_path / "scores" / "val" / "ours.json"
-    path.write_text(path.read_text().replace('"psnry"', '"psnr_matlab"'))
+    path.write_text(path.read_text().replace('"psnr_y", "library"', '"psnr_matlab", "library"'))
     with pytest.raises(ValueError, match=r"psnr_y variant"):
         build_table(settings)
 
@@ -248,13 +248,13 @@ def test_json_keeps_measured_and_paper_apart(table):
 
 
 def test_all_four_formats_are_written(settings, tmp_path):
-    names = sorted(path.name for path in write_table(settings))
+    names = sorted(path.name for path in write_table(build_table(settings), tmp_path))
     assert names == ["table2.csv", "table2.json", "table2.md", "table2.tex"]
 
 
-def test_tables_repeat_bit_for_bit(settings):
-    first = [path.read_bytes() for path in write_table(settings)]
-    assert [path.read_bytes() for path in write_table(settings)] == first
+def test_tables_repeat_bit_for_bit(settings, tmp_path):
+    first = [path.read_bytes() for path in write_table(build_table(settings), tmp_path)]
+    assert [path.read_bytes() for path in write_table(build_table(settings), tmp_path)] == first
 
 
 # -- Tables 3 and 4

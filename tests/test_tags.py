@@ -7,7 +7,7 @@ from ram_toys import TINY_TAGGING, parameter, swin_config, tiny_ram_state
 
 from osdhuman.curate import tags as module
 from osdhuman.curate.tags import OWN_MAP, TagConfig, category_of, count_tags, load_tagger, read_categories, tag_folder
-from osdhuman.images import load_rgb, save_png
+from osdhuman.images import ImageError, load_rgb, save_png
 
 WORDS = ["man", "woman", "dog", "red", "shirt", "tree", "house", "ball", "run", "apple", "car", "quux"]
 
@@ -47,12 +47,12 @@ def tagged(folder):
 # Tagging
 
 
-def test_every_picture_of_the_folder_has_its_row(config, images, tmp_path):
+def test_every_image_of_the_folder_has_its_row(config, images, tmp_path):
     tag_folder(images, tmp_path / "tags", config)
     assert tagged(tmp_path / "tags")["file"].to_list() == ["a.png", "b.png", "deeper/c.png"]
 
 
-def test_the_tags_are_those_of_the_network_on_that_picture(config, images, tmp_path):
+def test_the_tags_are_those_of_the_network_on_that_image(config, images, tmp_path):
     tag_folder(images, tmp_path / "tags", config)
     expected = load_tagger(config)(load_rgb(images / "deeper/c.png")[None])
     assert expected[0] and tagged(tmp_path / "tags")["tags"].to_list()[2:] == expected
@@ -64,11 +64,13 @@ def test_a_threshold_of_one_never_fires(config, images, tmp_path):
     assert tagged(tmp_path / "tags")["tags"].to_list() == [[], [], []]
 
 
-def test_a_picture_that_cannot_be_read_says_why(config, images, tmp_path):
+def test_an_image_that_cannot_be_read_says_why(config, images, tmp_path):
     (images / "b.png").write_bytes(b"")
     tag_folder(images, tmp_path / "tags", config)
     row = tagged(tmp_path / "tags").row(1, named=True)
-    assert (row["tags"], "not a picture" in row["fault"]) == (None, True)
+    with pytest.raises(ImageError) as error:
+        load_rgb(images / "b.png")
+    assert (row["tags"], row["fault"]) == (None, error.value.reason)
 
 
 def test_only_the_chunk_that_is_missing_is_made_again(config, images, tmp_path, monkeypatch):
@@ -80,14 +82,14 @@ def test_only_the_chunk_that_is_missing_is_made_again(config, images, tmp_path, 
     assert read == ["c.png"]
 
 
-def test_a_picture_that_came_later_moves_the_chunks(config, images, tmp_path):
+def test_an_image_that_came_later_moves_the_chunks(config, images, tmp_path):
     tag_folder(images, tmp_path / "tags", config)
     save_png(images / "aa.png", torch.zeros(3, 8, 8))
     tag_folder(images, tmp_path / "tags", config)
     assert tagged(tmp_path / "tags")["file"].to_list() == ["a.png", "aa.png", "b.png", "deeper/c.png"]
 
 
-def test_chunks_of_pictures_that_are_gone_are_removed(config, images, tmp_path):
+def test_chunks_of_images_that_are_gone_are_removed(config, images, tmp_path):
     tag_folder(images, tmp_path / "tags", config)
     (images / "deeper/c.png").unlink()
     tag_folder(images, tmp_path / "tags", config)
@@ -106,10 +108,26 @@ def test_missing_weights_say_where_they_are_published(config):
         load_tagger(config.model_copy(update={"checkpoint": config.checkpoint.with_name("none.pth")}))
 
 
-def test_a_folder_without_pictures_is_an_error(config, tmp_path):
+def test_a_folder_without_images_is_an_error(config, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(FileNotFoundError, match="empty"):
         tag_folder(tmp_path / "empty", tmp_path / "tags", config)
+
+
+def test_a_damaged_chunk_is_made_again(config, images, tmp_path):
+    tag_folder(images, tmp_path / "tags", config)
+    whole = (tmp_path / "tags/00000.parquet").read_bytes()
+    (tmp_path / "tags/00000.parquet").write_bytes(whole[:50])
+    tag_folder(images, tmp_path / "tags", config)
+    assert (tmp_path / "tags/00000.parquet").read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_tagger_json_says_what_to_delete(config, images, tmp_path, text):
+    (tmp_path / "tags").mkdir()
+    (tmp_path / "tags/tagger.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tagger\.json is damaged, expected a JSON object; delete the folder"):
+        tag_folder(images, tmp_path / "tags", config)
 
 
 # Counting
@@ -140,13 +158,19 @@ def test_a_map_that_knows_every_tag_leaves_nothing_unsorted(written):
     assert counts.per_category["category"].to_list() == list(module.CATEGORIES)
 
 
-def test_the_mean_is_over_the_pictures_that_were_read(written):
+def test_the_mean_is_over_the_images_that_were_read(written):
     assert count_tags(written).per_image == pytest.approx(4 / 3)
 
 
 def test_counting_nothing_says_what_writes_tags(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no tags; .*tag_folder"):
         count_tags(tmp_path)
+
+
+def test_a_damaged_file_of_tags_is_one_line(written):
+    (written / "00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"^[^\n]* holds a damaged file of tags [^\n]*$"):
+        count_tags(written)
 
 
 # The map

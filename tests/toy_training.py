@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from osdhuman.config import load_config
 from osdhuman.images import save_png
+from osdhuman.inference.tensors import pad_to_multiple
 from osdhuman.models.diffusion import alphas_cumprod, x0_from_noise
 from osdhuman.models.generator import Restoration
+from osdhuman.recipes.osdhuman import OSDHumanRecipe, OSDHumanTraining
 from osdhuman.recipes.vsd_networks import Networks
-from osdhuman.train.config import TrainConfig
 from osdhuman.train.loop import Trainer
 
 os.environ["ACCELERATE_USE_CPU"] = "true"  # where sums repeat themselves bit for bit
@@ -49,8 +50,9 @@ class ToyGenerator(nn.Module):
         self.register_buffer("abar", alphas_cumprod(), persistent=False)
 
     def forward(self, lq, prompt=None, prompt_image=None, sample=False, generator=None) -> Restoration:
-        image = lq if prompt_image is None else prompt_image
-        prompt = self.prompter(image.mean((2, 3))).view(-1, TOKENS, WIDTH)
+        if prompt is None:
+            image = lq if prompt_image is None else prompt_image
+            prompt = self.prompter(image.mean((2, 3))).view(-1, TOKENS, WIDTH)
         z_lq = self.encoder(lq)
         if sample:
             z_lq = z_lq + 0.01 * torch.randn(z_lq.shape, generator=generator, device=lq.device)
@@ -68,16 +70,24 @@ def draw_images(folder: Path, count: int, size: int = 20) -> Path:
     return folder
 
 
-def toy_config(folder: Path, *overrides: str) -> TrainConfig:
+def toy_config(folder: Path, *overrides: str) -> OSDHumanTraining:
     """Three steps of 4 crops of 16 pixels, from 6 images below `folder`."""
     if not (folder / "hq").exists():
         draw_images(folder / "hq", 6)
     data = f"data={{paths: {folder / 'hq'}, size: 16, workers: 0}}"
     small = ("batch_size=4", "max_steps=3", "optimizer.lr=0.01", "perceptual=none", "trackers=[]")
-    return load_config(TrainConfig, None, (data, f"run={folder / 'run'}", *small, *overrides))
+    return load_config(OSDHumanTraining, None, (data, f"run={folder / 'run'}", *small, *overrides))
 
 
-def toy_trainer(config: TrainConfig) -> Trainer:
+class ToyOSDHuman(OSDHumanRecipe):
+    """The recipe itself; only restoring, which needs a real UNet and VAE, is the toy's own."""
+
+    def restore(self, lq: Tensor) -> Tensor:
+        height, width = lq.shape[-2:]
+        return self.networks.generator(pad_to_multiple(lq, 2)).image[..., :height, :width]
+
+
+def toy_trainer(config: OSDHumanTraining) -> Trainer:
     torch.manual_seed(config.seed)
     generator, regularizer, frozen = ToyGenerator(), ToyRegularizer(), ToyRegularizer().requires_grad_(False)
 
@@ -86,12 +96,13 @@ def toy_trainer(config: TrainConfig) -> Trainer:
         torch.save(generator.state_dict(), folder / "toy.pt")
 
     negative_prompt = torch.ones(1, TOKENS, WIDTH)
-    return Trainer(config, Networks(generator, regularizer, frozen), negative_prompt, save_pretrained)
+    networks = Networks(generator, regularizer, frozen)
+    return Trainer(config, ToyOSDHuman(config, networks, negative_prompt, save_pretrained))
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of all that is trained, and of the averages."""
-    learners = {"generator": trainer.generator, "regularizer": trainer.regularizer}
+    learners = trainer.recipe.learners
     state = {f"{k}.{n}": p.detach().clone() for k, learner in learners.items() for n, p in learner.parameters.items()}
     averages = trainer.ema.averages if trainer.ema else {}
     return state | {f"ema.{name}": average.clone() for name, average in averages.items()}

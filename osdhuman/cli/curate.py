@@ -46,6 +46,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     report.add_argument("--output", type=Path, help="default: OUT/report")
     report.add_argument("--tags", type=Path, help="what the tagging of PERSONA train wrote; default: OUT/tags")
     report.add_argument("--categories", type=Path, help="CSV of tag,category in place of the package's own map")
+    report.add_argument("--whole", type=int, default=0, metavar="N", help="also score N whole images of each source")
     report.add_argument("--device", default="cpu")
     report.set_defaults(command=write_report)
 
@@ -88,7 +89,8 @@ def write_report(arguments: argparse.Namespace) -> int:
 
     folders = named_folders(arguments.folders)
     output = arguments.output or arguments.out / "report"
-    print(report(arguments.out, output, folders, arguments.tags, arguments.categories, device=arguments.device))
+    options = {"device": arguments.device, "whole": arguments.whole}
+    print(report(arguments.out, output, folders, arguments.tags, arguments.categories, **options))
     return 0
 
 

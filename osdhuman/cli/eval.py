@@ -6,29 +6,45 @@
     python scripts/eval.py ablation --config configs/ablation/table4_tiny.yaml data=PHOTOGRAPHS
 
 `run` does all that follows: `restore`, `measure`, `cost`, `table`, `figures`, `report`, each of which can be called
-alone. The same command goes on after a stop. `ablation` trains each row first. Settings are those of
+alone. The same command continues after a stop. `ablation` trains each row first. Settings are those of
 osdhuman/evaluation/config.py; without --config all of them come from key=value.
 """
 
 import argparse
 import sys
+from collections.abc import Iterable
+from typing import Any
 
+from osdhuman.cli.command import run_command
 from osdhuman.config import dump_config, load_config
 from osdhuman.evaluation.config import AblationConfig, EvalConfig
+from osdhuman.resume import exclusive
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 if a method failed, 2 for wrong settings."""
+    """Returns the exit code: 0, 1 if a method failed, 2 for wrong settings, 130 or 143 when it was stopped."""
     args = _parse(arguments)
-    try:
-        config = load_config(AblationConfig if args.command == "ablation" else EvalConfig, args.config, args.overrides)
+    loaded: list[Any] = []
+
+    def work() -> int:
+        kind = AblationConfig if args.command == "ablation" else EvalConfig
+        loaded.append(load_config(kind, args.config, args.overrides))
         if args.dry_run:
-            print(dump_config(config), end="")
+            print(dump_config(loaded[0]), end="")
             return 0
-        failures = COMMANDS[args.command](config, args)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _report_failures(COMMANDS[args.command](loaded[0], args))
+
+    def progress() -> str:
+        from osdhuman.evaluation.run import progress
+
+        if loaded and isinstance(loaded[0], EvalConfig):
+            return progress(loaded[0])
+        return "the same command continues"
+
+    return run_command("eval", work, progress)
+
+
+def _report_failures(failures: dict[str, str]) -> int:
     for name, reason in failures.items():
         print(f"{name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -49,8 +65,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _run(config: EvalConfig, args: argparse.Namespace) -> dict[str, str]:
     from osdhuman.evaluation.run import run
 
-    failures = run(config)
-    print((config.output / "tables" / f"table{config.table}.md").read_text(encoding="utf-8"))
+    with _alone(config):
+        failures = run(config)
+    _print_table(config)
     print(f"in {config.output}; open {config.output / 'report.html'}")
     return failures
 
@@ -58,29 +75,32 @@ def _run(config: EvalConfig, args: argparse.Namespace) -> dict[str, str]:
 def _stage(config: EvalConfig, args: argparse.Namespace) -> dict[str, str]:
     from osdhuman.evaluation import run
 
-    run.write_config(config)
-    return getattr(run, args.command)(config)
+    with _alone(config):
+        run.write_config(config)
+        return getattr(run, args.command)(config)
 
 
 def _table(config: EvalConfig, args: argparse.Namespace) -> dict[str, str]:
-    from osdhuman.evaluation.table_formats import write_table
+    from osdhuman.evaluation.run import write_tables
+    from osdhuman.evaluation.tables import build_table
 
-    paths = write_table(config)
-    print(paths[0].read_text(encoding="utf-8"))
+    write_tables(config, build_table(config))
+    _print_table(config)
     return {}
 
 
 def _figures(config: EvalConfig, args: argparse.Namespace) -> dict[str, str]:
     from osdhuman.evaluation.strips import write_strips
 
-    print(*write_strips(config), sep="\n")
+    _print_lines(write_strips(config))
     return {}
 
 
 def _report(config: EvalConfig, args: argparse.Namespace) -> dict[str, str]:
     from osdhuman.evaluation.report import write_page
+    from osdhuman.evaluation.tables import build_table
 
-    print(write_page(config))
+    _print_lines([write_page(config, build_table(config))])
     return {}
 
 
@@ -88,8 +108,24 @@ def _ablation(config: AblationConfig, args: argparse.Namespace) -> dict[str, str
     from osdhuman.evaluation.ablation import run_ablation
 
     evaluation, failures = run_ablation(config)
-    print((evaluation.output / "tables" / f"table{evaluation.table}.md").read_text(encoding="utf-8"))
+    _print_table(evaluation)
     return failures
+
+
+def _alone(config: EvalConfig):
+    config.output.mkdir(parents=True, exist_ok=True)
+    return exclusive(config.output, "wait until it ends, or choose another output")
+
+
+def _print_table(config: EvalConfig) -> None:
+    _print_lines([(config.output / "tables" / f"table{config.table}.md").read_text(encoding="utf-8")])
+
+
+def _print_lines(lines: Iterable[object]) -> None:
+    from osdhuman.metrics.score_files import printable
+
+    for line in lines:
+        print(printable(str(line)))
 
 
 COMMANDS = {

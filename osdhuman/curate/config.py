@@ -64,7 +64,7 @@ class HQACFConfig(Config):
 
     @model_validator(mode="after")
     def _selection_uses_scored_metrics(self) -> "HQACFConfig":
-        if missing := sorted({*self.select.metrics, *self.select.test_limits} - set(self.score.metrics)):
+        if missing := sorted(set(self.select.needed_metrics) - set(self.score.metrics)):
             raise ValueError(f"select needs {', '.join(missing)}, score.metrics has {', '.join(self.score.metrics)}")
         return self
 

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,17 +24,18 @@ from pydantic import Field
 
 from osdhuman.config import Config
 from osdhuman.curate.crops import CutConfig
+from osdhuman.curate.manifest_reader import SETTINGS, readable_manifest
 from osdhuman.data.degradation import Degradation, DegradationConfig
 from osdhuman.data.pairs import freeze_lq
 from osdhuman.files import file_sha256, replacing
 from osdhuman.images import load_rgb, save_png
+from osdhuman.markdown import table
 
 FILES = {  # where the images of a crop lie in its split; the first is the crop itself
     "train": {"hq": "{}.png"},
     "val": {"hq": "hq/{}.png", "lq": "lq/{}.png"},
     "test": {"lq": "{}.png"},
 }
-SETTINGS = "osdhuman"  # the key of the settings in the metadata of manifest.parquet
 VERSIONS = ("numpy", "opencv-python-headless", "pillow", "torch")  # a change of these may move a rounding
 CROP_ID = "^[0-9a-f]{16}$"
 
@@ -50,7 +50,7 @@ class PersonaConfig(Config):
 def write_shard(out: Path, shard: int, config: PersonaConfig) -> dict[str, int]:
     """Put the selected crops of one shard into `out`/persona; returns their number by split.
 
-    Crops are hard links where the file system allows it. What is there stays, so an interrupted shard goes on.
+    Crops are hard links where the file system allows it. Existing files stay, so an interrupted shard continues.
     """
     folder, persona = out / "crops" / f"{shard:05d}", out / "persona"
     crops = pl.scan_parquet(folder / "candidates.parquet").filter(pl.col("reason").is_null())
@@ -81,7 +81,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def freeze(persona: Path, crop: str, config: PersonaConfig) -> None:
-    """Write val/lq/<crop>.png from val/hq/<crop>.png, unless it is there."""
+    """Write val/lq/<crop>.png from val/hq/<crop>.png, unless it exists."""
     hq, lq = image_files(persona, "val", crop)
     if not lq.exists():
         save_png(lq, freeze_lq(load_rgb(hq), f"{crop}.png", config.seed, Degradation(config.degradation)))
@@ -98,20 +98,13 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def settings_metadata(cut: CutConfig, persona: PersonaConfig) -> dict[str, str]:
-    """What `rebuild` must know besides the rows: the parquet metadata of a manifest."""
+    """The parquet metadata of a manifest: what `rebuild` needs besides the rows."""
     settings = {"cut": cut.model_dump(mode="json"), "persona": persona.model_dump(mode="json"), "versions": versions()}
     return {SETTINGS: json.dumps(settings)}
 
 
-def read_settings(manifest: Path) -> dict[str, Any]:
-    """What `settings_metadata` gave to a manifest: cut, persona, versions. Raises ValueError where there is nothing."""
-    settings = pl.read_parquet_metadata(manifest).get(SETTINGS)
-    if settings is None:
-        raise ValueError(f"{manifest} does not say how its crops were cut; expected a manifest.parquet of HQ-ACF")
-    return json.loads(settings)
-
-
 def versions() -> dict[str, str]:
+    """Installed versions of the libraries whose change may change a pixel."""
     return {name: version(name) for name in VERSIONS}
 
 
@@ -127,25 +120,26 @@ def write_metadata(out: Path) -> dict[str, int]:
 def describe(manifest: Path, persona: Path, absent: Collection[str] = ()) -> dict[str, int]:
     """As `write_metadata`; the crops with the ids `absent` are left out."""
     tables = {split: metadata(manifest, persona, split, absent) for split in FILES}
-    for split, table in tables.items():
+    for split, rows in tables.items():
         path = persona / split / "metadata.parquet"
         path.unlink(missing_ok=True)  # an earlier one; `datasets` takes no split without a row
-        if len(table):
+        if len(rows):
             with replacing(path) as part:
-                table.write_parquet(part)
+                rows.write_parquet(part)
     with replacing(persona / "README.md") as part:
         part.write_text(card(tables), encoding="utf-8")
-    return {split: len(table) for split, table in tables.items()}
+    return {split: len(rows) for split, rows in tables.items()}
 
 
 def metadata(manifest: Path, persona: Path, split: str, absent: Collection[str] = ()) -> pl.DataFrame:
-    """The rows of a split, sorted by id: hq_file_name and lq_file_name, all that the manifest says, both sha256.
+    """The rows of a split, sorted by id: hq_file_name and lq_file_name, all columns of the manifest, both sha256.
 
     All splits have the same columns, as `datasets` demands.
     """
     folder, crop_kind = persona / split, next(iter(FILES[split]))
-    rows = pl.scan_parquet(manifest).filter(pl.col("split") == split, ~pl.col("id").is_in(list(absent)))
-    rows = rows.drop("split", "reason", "detail").sort("id").collect()
+    with readable_manifest(manifest):
+        rows = pl.scan_parquet(manifest).filter(pl.col("split") == split, ~pl.col("id").is_in(list(absent)))
+        rows = rows.drop("split", "reason", "detail").sort("id").collect()
     files = {kind: rows.select(pl.format(name, "id")).to_series() for kind, name in FILES[split].items()}
     check_files(folder, {name for names in files.values() for name in names})
     digests = {
@@ -163,7 +157,7 @@ def metadata(manifest: Path, persona: Path, split: str, absent: Collection[str] 
 
 
 def check_files(folder: Path, expected: Collection[str]) -> None:
-    """Raises ValueError unless the pictures in `folder` are exactly the expected ones."""
+    """Raises ValueError unless the images in `folder` are exactly the expected ones."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     for names, fault in ((expected - found, "are missing; write them again"), (found - expected, "are not selected")):
         if names:
@@ -172,14 +166,14 @@ def check_files(folder: Path, expected: Collection[str]) -> None:
 
 def card(tables: Mapping[str, pl.DataFrame]) -> str:
     """The data set card: what it is, and how many crops come from which source under which licence."""
-    rows = pl.concat([table.select("source", "licence", split=pl.lit(split)) for split, table in tables.items()])
+    rows = pl.concat([rows.select("source", "licence", split=pl.lit(split)) for split, rows in tables.items()])
     counts = rows.group_by("source", "licence").agg((pl.col("split") == split).sum().alias(split) for split in FILES)
     lines = [
-        f"| {source} | {licence or 'not stated'} | {' | '.join(f'{count:,}' for count in numbers)} |"
+        [source, licence or "not stated", *(f"{count:,}" for count in numbers)]
         for source, licence, *numbers in counts.sort("source", "licence").iter_rows()
     ]
-    total = " | ".join(f"**{len(table):,}**" for table in tables.values())
-    return CARD.format(lines="\n".join(lines), total=total)
+    lines.append(["all", "", *(f"{len(rows):,}" for rows in tables.values())])
+    return CARD.format(table=table(["source", "licence of the photographs", *FILES], lines, left=2))
 
 
 CARD = """---
@@ -194,11 +188,7 @@ task_categories:
 Square crops of persons for human body restoration, made by HQ-ACF (OSDHuman, ICML 2025). `train` has high-quality
 images, `val` high-quality images with frozen degraded ones, `test` real low-quality images without reference.
 
-| source | licence of the photographs | train | val | test |
-| --- | --- | ---: | ---: | ---: |
-{lines}
-| **all** | | {total} |
-
+{table}
 The photographs belong to their owners; their licences differ, and some forbid passing them on. `metadata.parquet` of
 each split names source, file, licence, address, box, crop, scores and sha256 of every image.
 

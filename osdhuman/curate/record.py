@@ -31,6 +31,7 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate picture"  # the same bytes came with another record
     NOT_TOP_THIRD = "not in the top third"
     BELOW_FLOOR = "below a metric's floor"
+    OUTSIDE_LIMITS = "outside the limits of test"
     NOT_SAMPLED = "not sampled"  # good enough, but its split is full
     HELD_OUT = "shares its picture with val"
 

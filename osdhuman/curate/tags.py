@@ -1,4 +1,4 @@
-"""The tags that RAM++ finds in a folder of pictures, counted per tag and per category (paper 4.1, Fig. 7).
+"""The tags that RAM++ finds in a folder of images, counted per tag and per category (paper 4.1, Fig. 7).
 
 The weights, the list of tags and their thresholds are the files that the recognize-anything project publishes. Which
 tag belongs to which of the paper's ten categories is not published: `tag_categories.csv` is our own map, of common
@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from osdhuman.config import Config
 from osdhuman.files import file_sha256, replacing
-from osdhuman.images import SUFFIXES, ImageError, load_rgb, resize
+from osdhuman.folders import find_images
+from osdhuman.images import ImageError, load_rgb, resize
 from osdhuman.models.checkpoint import read_checkpoint
 from osdhuman.models.ram import RAMConfig, RAMEncoder, encoder_from_state
 from osdhuman.models.tagging import TaggingConfig, TaggingHead, head_from_state, read_tag_list, tags
@@ -45,8 +46,8 @@ class TagConfig(Config):
     encoder: RAMConfig = RAMConfig()
     head: TaggingConfig = TaggingConfig(descriptions=51)
     batch: int = Field(32, gt=0)
-    chunk: int = Field(1024, gt=0)  # pictures per file that is written: what a stop can cost
-    readers: int = Field(4, gt=0)  # threads that decode pictures while the network works
+    chunk: int = Field(1024, gt=0)  # images per file that is written: what a stop can cost
+    readers: int = Field(4, gt=0)  # threads that decode images while the network works
     device: str = "cpu"
 
 
@@ -78,21 +79,20 @@ def load_tagger(config: TagConfig) -> Tagger:
 
 
 def tag_folder(images: Path, output: Path, config: TagConfig) -> None:
-    """Tag every picture under `images`, in any depth, into `output`/00000.parquet ...: file, tags, fault.
+    """Tag every image under `images`, in any depth, into `output`/00000.parquet ...: file, tags, fault.
 
-    A picture that cannot be read has null for its tags and says why. A chunk's file appears whole; the same call goes
-    on after a stop. Raises ValueError if there are no pictures, or if `output` holds tags of other files of RAM++.
+    An image that cannot be read has null for its tags and says why. A chunk's file appears whole; the same call
+    continues after a stop. Raises FileNotFoundError if there are no images, ValueError if `output` holds tags of other
+    files of RAM++.
     """
-    files = sorted(str(p.relative_to(images)) for p in images.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{images} holds no pictures ({', '.join(SUFFIXES)})")
+    files = sorted(path.relative_to(images).as_posix() for path in find_images(images))
     tagger = load_tagger(config)
     _claim(output, config)
     chunks = [files[i : i + config.chunk] for i in range(0, len(files), config.chunk)]
     paths = [output / f"{index:05d}.parquet" for index in range(len(chunks))]
-    for left_over in set(output.glob("*.parquet")) - set(paths):  # the folder was larger
-        left_over.unlink()
-    with tqdm(total=len(files), unit="picture", desc="tags", disable=None) as progress:
+    for leftover in set(output.glob("*.parquet")) - set(paths):  # the folder was larger
+        leftover.unlink()
+    with tqdm(total=len(files), unit="image", desc="tags", disable=None) as progress:
         for path, chunk in zip(paths, chunks, strict=True):
             if not _holds(path, chunk):
                 frame = pl.DataFrame(list(_rows(tagger, images, chunk, config)), schema=CHUNK, orient="row")
@@ -114,26 +114,39 @@ def _rows(tagger: Tagger, images: Path, files: Sequence[str], config: TagConfig)
         for start in range(0, len(files), config.batch):
             batch = files[start : start + config.batch]
             read_ones = list(pool.map(read, batch))
-            good = [picture for picture in read_ones if isinstance(picture, Tensor)]
+            good = [image for image in read_ones if isinstance(image, Tensor)]
             found = iter(tagger(torch.cat(good).to(config.device)) if good else [])
-            for file, picture in zip(batch, read_ones, strict=True):
-                is_bad = isinstance(picture, ImageError)
-                yield file, None if is_bad else next(found), picture.reason if is_bad else None
+            for file, image in zip(batch, read_ones, strict=True):
+                is_bad = isinstance(image, ImageError)
+                yield file, None if is_bad else next(found), image.reason if is_bad else None
 
 
 def _holds(path: Path, files: Sequence[str]) -> bool:
-    return path.is_file() and pl.read_parquet(path, columns=["file"])["file"].to_list() == list(files)
+    try:
+        return path.is_file() and pl.read_parquet(path, columns=["file"])["file"].to_list() == list(files)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):  # damaged: it is made again
+        return False
 
 
 def _claim(output: Path, config: TagConfig) -> None:
     """Write what makes these tags; refuse a folder that was made by something else."""
     identity = {name: file_sha256(getattr(config, name)) for name in ("checkpoint", "tag_list", "thresholds")}
     path = output / "tagger.json"
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != identity:
+    if path.is_file() and (found := _read_identity(path)) != identity:
         differing = ", ".join(name for name in identity if found.get(name) != identity[name])
         raise ValueError(f"{output} holds tags made with another {differing}: give another folder, or delete it")
     with replacing(path) as part:
         part.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_identity(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged, expected a JSON object; delete the folder {path.parent} and tag again")
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- counting
@@ -155,14 +168,13 @@ class TagCounts:
 
 
 def count_tags(folder: Path, categories: Mapping[str, str] | None = None) -> TagCounts:
-    """Count what `tag_folder` wrote; `categories` None is our own map. Raises FileNotFoundError if nothing is there."""
-    if not list(folder.glob("*.parquet")):
-        raise FileNotFoundError(f"{folder} holds no tags; `osdhuman.curate.tags.tag_folder` writes them")
+    """Count what `tag_folder` wrote; `categories` None is our own map.
+
+    Raises FileNotFoundError if there are no tags, ValueError for a file of tags that is damaged.
+    """
     categories = read_categories(OWN_MAP) if categories is None else categories
-    rows = pl.scan_parquet(folder / "*.parquet").filter(pl.col("tags").is_not_null())
-    images = rows.select(pl.len()).collect().item()
-    counts = rows.select(tag="tags").explode("tag").drop_nulls().group_by("tag").agg(count=pl.len().cast(pl.Int64))
-    per_tag = counts.collect().with_columns(
+    images, counts = _read_counts(folder)
+    per_tag = counts.with_columns(
         category=pl.col("tag").map_elements(lambda tag: category_of(tag, categories), return_dtype=pl.String)
     )
     per_tag = per_tag.select("tag", "category", "count").sort("count", "tag", descending=[True, False])
@@ -170,6 +182,19 @@ def count_tags(folder: Path, categories: Mapping[str, str] | None = None) -> Tag
     order = pl.DataFrame({"category": [*CATEGORIES, UNSORTED]})
     per_category = order.join(sums, on="category", how="left", maintain_order="left").fill_null(0)
     return TagCounts(images, per_tag, per_category.filter((pl.col("tags") > 0) | (pl.col("category") != UNSORTED)))
+
+
+def _read_counts(folder: Path) -> tuple[int, pl.DataFrame]:
+    """Number of images that were read; tag and count."""
+    if not list(folder.glob("*.parquet")):
+        raise FileNotFoundError(f"{folder} holds no tags; `osdhuman.curate.tags.tag_folder` writes them")
+    try:
+        rows = pl.scan_parquet(folder / "*.parquet").filter(pl.col("tags").is_not_null())
+        counts = rows.select(tag="tags").explode("tag").drop_nulls().group_by("tag").agg(count=pl.len().cast(pl.Int64))
+        return rows.select(pl.len()).collect().item(), counts.collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"{folder} holds a damaged file of tags ({reason}); tag again, which remakes it") from None
 
 
 def category_of(tag: str, categories: Mapping[str, str]) -> str:

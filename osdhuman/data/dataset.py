@@ -5,27 +5,37 @@ image at place `n % N` of a shuffle keyed by (seed, n // N), cropped and flipped
 run continues exactly at any step, whatever the number of workers or processes, and nothing has to be stored for it.
 """
 
+import atexit
+import multiprocessing
+import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from osdhuman.data.samples import DataConfig, list_samples
+from osdhuman.data.samples import DataConfig, Pair, list_samples
 from osdhuman.images import ImageError, load_rgb, resize
+from osdhuman.machine import end_with_parent
+
+Degrade = Callable[[Tensor, int, Sequence[int]], Tensor | dict[str, Tensor]]  # (hq, seed, counters) -> LQ
+
+
+class NoUsableImage(ValueError):
+    """None of the training images can be read."""
 
 
 class Batch(NamedTuple):
-    """One batch: `hq` and `lq` (B,3,size,size) in [0,1], `lq` None where degradation makes it."""
+    """One batch: `tensors` by name, each (B,...): `hq` in [0,1], and `lq` where a pair or a worker gave it."""
 
-    hq: Tensor
-    lq: Tensor | None
+    tensors: dict[str, Tensor]
     counters: list[int]
     skipped: dict[str, str]  # files met on the way that could not be used, and why
 
@@ -33,9 +43,9 @@ class Batch(NamedTuple):
 class TrainingImages(Dataset):
     """Random square crops of the config's images, addressed by counter."""
 
-    def __init__(self, config: DataConfig, seed: int):
+    def __init__(self, config: DataConfig, seed: int, samples: list[Pair] | None = None):
         self.config, self.seed = config, seed
-        self.samples = list_samples(config)
+        self.samples = list_samples(config) if samples is None else samples
         self.skipped: dict[str, str] = {}  # known to this process
         self._cache: dict[int, Tensor] = {}
         if config.cache:
@@ -59,7 +69,7 @@ class TrainingImages(Dataset):
             except ImageError as error:
                 skipped[str(error.path)] = error.reason
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
-        raise ValueError(f"none of the {len(self)} training images can be used: {reasons}")
+        raise NoUsableImage(f"none of the {len(self)} training images can be used: {reasons}")
 
     def _load(self, index: int) -> Tensor:
         """Image `index`, float32 (3|6,H,W) in [0,1]. Raises ImageError, the second time without reading again."""
@@ -133,34 +143,77 @@ class Positions:
             first += self.processes * micro
 
 
-def load_batches(images: TrainingImages, positions: Positions, pin_memory: bool = False) -> Iterator[Batch]:
-    """Endless batches, read ahead by the config's workers."""
+class Batches:
+    """An endless iterator of `Batch`. `close()` ends the worker processes; it must be called on every way out."""
+
+    def __init__(self, loader: DataLoader, ending: Any):
+        self._iterator, self._ending = iter(loader), ending
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._iterator)
+        except NoUsableImage as error:  # a worker sends the text of a traceback, the message in its last line
+            raise NoUsableImage(str(error).rstrip().splitlines()[-1].rpartition("NoUsableImage: ")[2]) from None
+
+    def close(self) -> None:
+        self._ending.value = True
+        self._iterator = None  # at its deletion PyTorch asks the workers to end, and terminates those that do not
+
+
+def load_batches(
+    images: TrainingImages, positions: Positions, pin_memory: bool = False, degrade: Degrade | None = None
+) -> Batches:
+    """Endless batches, read ahead by the config's workers; `degrade` makes LQ there, one thread per worker."""
     workers = images.config.workers
-    return iter(
-        DataLoader(
-            images,
-            batch_sampler=positions,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_parent,
-            prefetch_factor=2 if workers else None,
-        )
+    ending = multiprocessing.RawValue("b", False)  # shared with the workers
+    atexit.register(setattr, ending, "value", True)  # for an iterator that was never closed
+    loader = DataLoader(
+        images,
+        batch_sampler=positions,
+        num_workers=workers,
+        collate_fn=partial(collate, degrade=degrade, seed=images.seed),
+        pin_memory=pin_memory,
+        worker_init_fn=partial(_begin_worker, ending=ending),
+        prefetch_factor=2 if workers else None,
     )
+    return Batches(loader, ending)
 
 
-def collate(samples: Sequence[tuple[Tensor, int, dict[str, str]]]) -> Batch:
-    """Stack the samples of `TrainingImages` into a batch."""
+def collate(
+    samples: Sequence[tuple[Tensor, int, dict[str, str]]], degrade: Degrade | None = None, seed: int = 0
+) -> Batch:
+    """Stack the samples of `TrainingImages` into a batch; `degrade` makes the LQ of those that have none."""
     images = torch.stack([image for image, _, _ in samples])
-    hq, lq = images[:, :3], images[:, 3:] if images.shape[1] == 6 else None
+    counters = [counter for _, counter, _ in samples]
+    tensors = {"hq": images[:, :3]}
+    if images.shape[1] == 6:
+        tensors["lq"] = images[:, 3:]
+    elif degrade is not None:
+        degraded = degrade(images, seed, counters)
+        tensors |= degraded if isinstance(degraded, dict) else {"lq": degraded}
     skipped = {path: reason for _, _, names in samples for path, reason in names.items()}
-    return Batch(hq, lq, [counter for _, counter, _ in samples], skipped)
+    return Batch(tensors, counters, skipped)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A SIGTERM or Ctrl-C for the whole group must not kill the readers before the run is saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _begin_worker(worker: int, ending: Any) -> None:
+    """One thread; signals to the whole process group are left to the parent, which first saves the run.
+
+    A worker that ignored SIGTERM altogether could never be ended: Python terminates its workers with it at exit and
+    then waits without limit. So it is obeyed from the moment at which the parent sets `ending`.
+    """
+
+    def terminate(*_: object) -> None:
+        if ending.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def _size(image: Tensor) -> str:

@@ -22,7 +22,14 @@ class DataConfig(Config):
     upscale_small: bool = True  # enlarge an image whose short side is below `size`; false skips it
     flip: bool = True  # horizontally, with probability 1/2
     workers: int = Field(4, ge=0)  # reading processes for each training process
+    # where LQ is made, which does not change it; workers keep JPEG off the training process. auto: if there are any
+    degrade: Literal["auto", "workers", "device"] = "auto"
     cache: bool = False  # keep the decoded images in memory as 8 bits (3 bytes a pixel)
+
+    @property
+    def degrades_in_workers(self) -> bool:
+        """Whether the loader makes LQ, rather than the training process on its device."""
+        return self.degrade == "workers" or (self.degrade == "auto" and self.workers > 0)
 
     @model_validator(mode="after")
     def _shrink_is_a_range(self) -> "DataConfig":

@@ -8,14 +8,15 @@ A row that cannot be trained (its weights are missing, say) stays empty, with th
 
 from pathlib import Path
 
-from osdhuman.config import dump_config, load_config, parse_config
+from osdhuman.config import dump_config, parse_config
 from osdhuman.evaluation.config import AblationConfig, EvalConfig, TrainedRow
 from osdhuman.evaluation.run import FAULTS, Failures, run
+from osdhuman.recipes import find_recipe, load_training
 from osdhuman.train.config import TrainConfig
 
 
 class Stopped(ValueError):
-    """A training was asked to stop; the same command goes on."""
+    """A training was asked to stop by SIGTERM; the same command continues it."""
 
 
 def run_ablation(config: AblationConfig) -> tuple[EvalConfig, Failures]:
@@ -36,7 +37,7 @@ def training_of(config: AblationConfig, name: str) -> TrainConfig:
     row = config.rows[name]
     own = [f"run={output_of(config) / 'training' / name}"]
     own += [f"data.paths={config.data}"] if config.data else []
-    return load_config(TrainConfig, row.config, [*config.overrides, *row.overrides, *own])
+    return load_training(row.config, [*config.overrides, *row.overrides, *own])
 
 
 def evaluation_of(config: AblationConfig, trainings: dict[str, TrainConfig], failures: Failures) -> EvalConfig:
@@ -68,11 +69,11 @@ def _train(config: AblationConfig, name: str, training: TrainConfig) -> str | No
             return None
         from osdhuman.train.loop import train
 
-        folder = train(training)
+        result = train(training, find_recipe(training.recipe))
     except FAULTS as error:
         return f"not trained: {error}"
-    if folder.name != "model":
-        raise Stopped(f"row {name} was stopped; run the same command again to go on from {folder}")
+    if not result.finished:
+        raise Stopped(f"row {name} was stopped at step {result.step}; the same command continues from {result.folder}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""The settings of a benchmark: which methods restore which sets, what is measured, and which table it fills."""
+"""Settings of a benchmark: which methods restore which sets, what is measured, and which table it fills."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -7,11 +7,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from osdhuman import paper
 from osdhuman.config import Config
+from osdhuman.metrics.table import METRICS
 
 PAPER_METRICS = tuple(paper.VAL_METRICS.split())
 PAPER_ROWS = {2: tuple(paper.TABLE_2), 3: tuple(paper.TABLE_3), 4: tuple(paper.TABLE_4)}
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # becomes the name of a folder
+# Becomes the name of a folder.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 T = TypeVar("T")
 
@@ -25,25 +27,23 @@ Named = Annotated[dict[Name, T], BeforeValidator(_without_nulls), Field(min_leng
 
 
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
-    from osdhuman.metrics.table import METRICS
-
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(f"unknown metrics {', '.join(unknown)}; known: {', '.join(METRICS)}")
     return names
 
 
 class SetConfig(Config):
-    """Pictures to restore, and the ground truth where there is one. Files pair by their names."""
+    """Images to restore, and the ground truth where there is one. Files pair by their names."""
 
     lq: Path
     hq: Path | None = None
     title: str | None = None  # as the table prints it; the set's own name if null
-    note: str = ""  # which pictures these are: the PERSONA-Val of this paper and of later ones are not the same
-    paper: Literal["val", "test"] | None = None  # these are the paper's own pictures, so its values may stand beside
+    note: str = ""  # which images these are: the PERSONA-Val of this paper and of later ones are not the same
+    paper: Literal["val", "test"] | None = None  # these are the paper's own images, so its values are shown beside
 
 
 class MethodConfig(Config):
-    """A restorer with its settings, or folders of pictures that were restored elsewhere, or neither: a row to come."""
+    """A restorer with its settings, or folders of images that were restored elsewhere, or neither: an empty row."""
 
     restorer: str | None = None
     settings: dict[str, Any] = Field({})
@@ -64,11 +64,21 @@ class MethodConfig(Config):
         return self
 
 
+def title_of(name: str, method: MethodConfig) -> str:
+    """What a method is called where it stands alone: that it is tiny, and what its prompts were read from, included."""
+    return short_title(name, method) + (f", from {method.prompt_from.upper()}" if method.prompt_from else "")
+
+
+def short_title(name: str, method: MethodConfig) -> str:
+    """What a method is called in a row that says in other columns what its prompts were read from."""
+    return (method.title or name) + (" (tiny)" if method.tiny else "")
+
+
 class StripConfig(Config):
-    """One comparison strip (Figs. 8, 9). Boxes are x0, y0, x1, y1 in pixels of the picture, half-open."""
+    """One comparison strip (Figs. 8, 9). Boxes are x0, y0, x1, y1 in pixels of the image, half-open."""
 
     set: Name
-    image: str  # name of the picture, with or without its suffix
+    image: str  # name of the image, with or without its suffix
     boxes: tuple[tuple[int, int, int, int], ...] = ()  # none: one where the methods differ most
 
 
@@ -83,15 +93,15 @@ class EvalConfig(Config):
     against: Name | None = None  # the method from which the others' paired differences are taken; null: the first
     seed: int = Field(0, ge=0)
     device: str = "cpu"
-    batch: int = Field(8, gt=0)  # pictures measured at once
+    batch: int = Field(8, gt=0)  # images measured at once
     restore_batch: int = Field(1, gt=0)
-    workers: int = Field(1, gt=0)  # processes that restore and measure, one folder each at a time; 1 on a GPU
+    workers: int = Field(1, gt=0)  # processes that restore (a method each) and measure (a batch each); 1 on a GPU
     cost: bool = True
     cost_size: int = Field(512, gt=0)
     strips: tuple[StripConfig, ...] = ()  # none: `strips_per_set`, evenly spaced over the names
     strips_per_set: int = Field(2, ge=0)
     zoom: int = Field(3, gt=0)  # of a strip's boxes
-    page_images: int = Field(12, ge=0)  # pictures of each set that the page shows
+    page_images: int = Field(12, ge=0)  # images of each set that the page shows
 
     @model_validator(mode="after")
     def _names_exist(self) -> "EvalConfig":

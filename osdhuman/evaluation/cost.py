@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from osdhuman.machine import peak_of_this_process
+from osdhuman.machine import cpu_flags, peak_of_this_process
 from osdhuman.restorers import Restorer, describe
+
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}  # best first
 
 
 @torch.no_grad()
@@ -71,6 +73,7 @@ def cost(build: Callable[[], Restorer], size: int = 512, rounds: int = 10, batch
         "prompt_share_of_macs": prompt["macs"] * batch / macs if prompt and macs else None,
         "device": str(first.device),
         "device_name": _device_name(first.device),
+        "instructions": instruction_set(first.device, cpu_flags()),
         "dtype": str(first.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -173,6 +176,13 @@ def _peak_of_restoring(build: Callable[[], Restorer], lq: np.ndarray, threads: i
     torch.set_num_threads(threads)
     build().restore(torch.from_numpy(lq), list(range(len(lq))))
     return peak_of_this_process()
+
+
+def instruction_set(device: torch.device, flags: frozenset[str]) -> str | None:
+    """The best instruction set of a CPU with these flags for matrix products; None on a GPU or where none is known."""
+    if device.type != "cpu":
+        return None
+    return next((name for flag, name in INSTRUCTIONS.items() if flag in flags), None)
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,11 +1,10 @@
 """The table of what each method costs, from the files of `osdhuman.evaluation.cost`."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-from osdhuman.evaluation.config import EvalConfig
-from osdhuman.evaluation.tables import title_of
+from osdhuman.evaluation.config import EvalConfig, title_of
+from osdhuman.evaluation.json_files import read_json
 
 Measured = dict[str, Any]
 
@@ -14,6 +13,13 @@ def _number(key: str, scale: float = 1, digits: int = 3) -> Callable[[Measured],
     return lambda row: "" if row.get(key) is None else f"{row[key] / scale:.{digits}g}"
 
 
+def _device(row: Measured) -> list[str]:
+    """What the device is and how it computed: name, instruction set, dtype, threads."""
+    parts = [row["device_name"], row.get("instructions"), row["dtype"], f"{row['threads']} threads"]
+    return [part for part in parts if part]
+
+
+NEEDED = ("size", "batch", "device", "device_name", "dtype", "threads", "memory")
 COLUMNS: dict[str, Callable[[Measured], str]] = {
     "Seconds, median": _number("seconds_median"),
     "p95": _number("seconds_p95"),
@@ -26,7 +32,7 @@ COLUMNS: dict[str, Callable[[Measured], str]] = {
     "LoRA merged": lambda row: {True: "yes", False: "no"}.get(row.get("lora_merged"), ""),
     "Size": lambda row: f"{row['size']}x{row['size']}",
     "Batch": lambda row: str(row["batch"]),
-    "Device": lambda row: f"{row['device']} ({row['device_name']}, {row['dtype']}, {row['threads']} threads)",
+    "Device": lambda row: f"{row['device']} ({', '.join(_device(row))})",
     "Memory is": lambda row: row["memory"],
 }
 
@@ -34,7 +40,7 @@ COLUMNS: dict[str, Callable[[Measured], str]] = {
 def cost_table(config: EvalConfig) -> list[list[str]]:
     """A line of heads, then one for each method that was measured; empty if none was."""
     paths = {name: config.output / "cost" / f"{name}.json" for name in config.methods}
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+    found = {name: read_json(path, NEEDED) for name, path in paths.items() if path.is_file()}
     lines = [
         [title_of(name, config.methods[name]), *(text(row) for text in COLUMNS.values())] for name, row in found.items()
     ]

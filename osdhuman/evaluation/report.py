@@ -1,39 +1,60 @@
-"""One page that shows a benchmark run and needs nothing else: table, sliders, the scores of each picture, strips.
+"""One page that shows a benchmark run and needs nothing else: table, sliders, the scores of each image, strips.
 
-Pictures inside the page are WebP, at most `PREVIEW` pixels a side, to be looked at; what was measured are the PNGs.
-The page is `report.html` beside this file, with its placeholders filled.
+Images inside the page are WebP, at most `PREVIEW` pixels a side, to be looked at; what was measured are the PNGs.
+`report.html` beside this file is the template.
 """
 
 import base64
 import io
-import json
 import math
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from PIL import Image
 
-from osdhuman.evaluation.config import EvalConfig
+from osdhuman import page
+from osdhuman.evaluation.config import EvalConfig, title_of
 from osdhuman.evaluation.cost_table import cost_table
-from osdhuman.evaluation.strips import evenly_spaced, images_of, picture_at, restored_names
+from osdhuman.evaluation.image_folders import by_stem, common_stems, evenly_spaced, images_of
+from osdhuman.evaluation.results import Column, Result
 from osdhuman.evaluation.table_formats import interval_text, number_text, paper_rows
-from osdhuman.evaluation.tables import HEADS, Cell, Column, Row, Table, build_table, read_scores, title_of
+from osdhuman.evaluation.tables import HEADS, Row, Table
 from osdhuman.files import replacing
 from osdhuman.images import load_rgb
+from osdhuman.metrics.score_files import printable
 
-TEMPLATE = Path(__file__).with_name("report.html")
 PREVIEW, QUALITY = 512, 82  # pixels a side at most; of WebP
 LQ, HQ = ":lq", ":hq"  # no method can have these names
 
 
-def write_page(config: EvalConfig) -> Path:
-    """Write report.html under `config.output` from the files that are there; returns its path."""
-    table = build_table(config)
-    pictures, widths = _pictures(config)
-    data = {
+def write_page(config: EvalConfig, table: Table) -> Path:
+    """Write report.html under `config.output` from `table` and the files that exist; returns its path."""
+    html = page.render_template(
+        "evaluation/report.html",
+        title=f"Human body restoration: Table {table.number}, measured",
+        lead="; ".join(f"{set_.title or name}: {set_.note or 'no note'}" for name, set_ in config.sets.items()),
+        heads=HEADS[table.number],
+        sets=_set_heads(table),
+        columns=table.columns,
+        rows=[line for row in table.rows for line in _mean_rows(table, row)],
+        legend=_legend(table),
+        footnotes=table.footnotes,
+        preview=_preview_note(config),
+        cost=cost_table(config),
+        strips=list(_strips(config)),
+        data=_data(config, table),
+    )
+    path = config.output / "report.html"
+    with replacing(path) as part:
+        part.write_text(html, encoding="utf-8")
+    return path
+
+
+def _data(config: EvalConfig, table: Table) -> dict[str, Any]:
+    """What the page's script shows: titles, metrics, scores and images, by set."""
+    images, widths = _images(config)
+    return {
         "sets": table.set_titles,
         "titles": {LQ: "LQ", HQ: "HQ"} | {name: title_of(name, method) for name, method in config.methods.items()},
         "metrics": {
@@ -43,92 +64,55 @@ def write_page(config: EvalConfig) -> Path:
             ]
             for set_ in config.sets
         },
-        "scores": list(_scores(config, table)),
-        "pictures": pictures,
+        "scores": list(_scores(table)),
+        "images": images,
         "widths": widths,
     }
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=f"Human body restoration: Table {table.number}, measured",
-        lead=escape("; ".join(f"{set_.title or name}: {set_.note or 'no note'}" for name, set_ in config.sets.items())),
-        means=_means(table),
-        legend=_legend(table),
-        footnotes="".join(f"<li>{escape(note)}</li>" for note in table.footnotes),
-        preview=_preview_note(config),
-        cost=_cost(config),
-        strips=_strips(config),
-        data=_json_in_html(data),
-    )
-    path = config.output / "report.html"
-    with replacing(path) as part:
-        part.write_text(page, encoding="utf-8")
-    return path
-
-
-def _json_in_html(data: Any) -> str:
-    """JSON that no name of a file can end early: in HTML `</script>` and `<!--` count even inside strings."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def _means(table: Table) -> str:
-    sets = [(name, sum(c.set == name for c in table.columns)) for name in table.set_titles]
-    first = [f'<th class="text" rowspan="2">{escape(head)}</th>' for head in HEADS[table.number]]
-    first += [
-        f'<th colspan="{count}" class="text">{escape(table.set_titles[name])}</th>' for name, count in sets if count
-    ]
-    second = [f"<th>{escape(c.metric.title)} {c.metric.arrow}</th>" for c in table.columns]
-    body = "".join(line for row in table.rows for line in _mean_rows(table, row))
-    rank = '<th rowspan="2">Average rank</th>'
-    head = f"<tr>{''.join(first)}{rank}</tr><tr>{''.join(second)}</tr>"
-    return f'<table id="means"><thead>{head}</thead><tbody>{body}</tbody></table>'
+def _set_heads(table: Table) -> list[tuple[str, int]]:
+    """The title of each set that has columns, and their number."""
+    counts = {name: sum(column.set == name for column in table.columns) for name in table.set_titles}
+    return [(table.set_titles[name], count) for name, count in counts.items() if count]
 
 
 def _legend(table: Table) -> str:
     groups = " of each group" if table.number == 2 else ""
-    text = f"Best and second best{groups} in red and cyan. Small: 95&nbsp;% bootstrap interval of the mean over images."
+    text = f"Best and second best{groups} in red and cyan. Small: 95 % bootstrap interval of the mean over images."
     published = any(cell.paper is not None for row in table.rows for cell in row.cells.values())
-    return text + (" In italics: the paper's own numbers, for the paper's own restored pictures." if published else "")
+    return text + (" In italics: the paper's own numbers, for the paper's own restored images." if published else "")
 
 
-def _mean_rows(table: Table, row: Row) -> Iterator[str]:
-    heads = "".join(f'<td class="text">{escape(head)}</td>' for head in row.heads)
-    cells = "".join(_mean_cell(row.cells[c.key], c) for c in table.columns)
+def _mean_rows(table: Table, row: Row) -> Iterator[dict[str, Any]]:
+    """The row of a method, then those with the paper's values."""
     rank = "" if row.average_rank is None else f"{row.average_rank:.2f}"
-    yield f"<tr>{heads}{cells}<td>{rank}</td></tr>"
-    for texts, values in paper_rows(table, row):
-        heads = "".join(f'<td class="text">{escape(text)}</td>' for text in texts)
-        yield f'<tr class="paper">{heads}{"".join(f"<td>{value}</td>" for value in values)}<td></td></tr>'
+    cells = [_mean_cell(row.cells[column.key], column) for column in table.columns]
+    yield {"heads": row.heads, "cells": cells, "rank": rank, "paper": False}
+    for heads, values in paper_rows(table, row):
+        blank = {"reason": "", "mark": "", "interval": ""}
+        yield {"heads": heads, "cells": [{"text": v, **blank} for v in values], "rank": "", "paper": True}
 
 
-def _mean_cell(cell: Cell, column: Column) -> str:
-    if cell.value is None:
-        text = "n/a" if cell.reason.startswith("unavailable") else ""
-        return f'<td title="{escape(cell.reason)}">{text}</td>'
-    interval = "" if cell.low is None else f"<small>{interval_text(cell, column)}</small>"
-    return f'<td><span class="{cell.mark or "plain"}">{number_text(cell.value, column)}</span>{interval}</td>'
-
-
-def _cost(config: EvalConfig) -> str:
-    lines = cost_table(config)
-    if not lines:
-        return ""
-    head = "".join(f"<th>{escape(text)}</th>" for text in lines[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines[1:])
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h2>Cost of one picture</h2><div class="scroll">{table}</div>'
+def _mean_cell(result: Result, column: Column) -> dict[str, str]:
+    if result.value is None:
+        text = "n/a" if result.reason.startswith("unavailable") else ""
+        return {"text": text, "reason": result.reason, "mark": "", "interval": ""}
+    interval = "" if result.low is None else interval_text(result, column)
+    return {"text": number_text(result.value, column), "reason": "", "mark": result.mark or "", "interval": interval}
 
 
 def _image_columns(table: Table, set_: str) -> list[Column]:
-    """The metrics of single pictures that any method has on a set."""
+    """The metrics of single images that any method has on a set."""
     columns = [column for column in table.columns if column.set == set_ and column.metric.scope == "image"]
     return [column for column in columns if any(row.cells[column.key].judged for row in table.rows)]
 
 
-def _scores(config: EvalConfig, table: Table) -> Iterator[dict[str, Any]]:
-    """For each measured folder: one row per picture, its name and its scores in the order of the set's columns."""
-    for (set_, method), scores in read_scores(config).items():
+def _scores(table: Table) -> Iterator[dict[str, Any]]:
+    """For each measured folder: one row per image, its name and its scores in the order of the set's columns."""
+    for (set_, method), scores in table.scores.items():
         columns = _image_columns(table, set_)
         rows = [
             [row["file"], *(_rounded(row.get(c.metric.name), c.metric.digits) for c in columns)]
@@ -141,28 +125,27 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- images
 
 
-def _pictures(config: EvalConfig) -> tuple[dict, dict]:
-    """Set -> picture -> method -> data URI, LQ first; and set -> picture -> width in pixels."""
-    pictures: dict[str, dict[str, dict[str, str]]] = {}
+def _images(config: EvalConfig) -> tuple[dict[str, dict[str, dict[str, str]]], dict[str, dict[str, int]]]:
+    """Set -> image -> method -> data URI, LQ first; and set -> image -> width in pixels."""
+    images: dict[str, dict[str, dict[str, str]]] = {}
     widths: dict[str, dict[str, int]] = {}
     for set_, settings in config.sets.items():
-        folders = {LQ: settings.lq, HQ: settings.hq}
-        folders |= {name: images_of(config, set_, name) for name in config.methods}
-        pictures[set_], widths[set_] = {}, {}
-        for name in evenly_spaced(restored_names(config, set_), config.page_images):
-            stem = Path(name).with_suffix("")
-            found = {key: picture_at(folder, stem) for key, folder in folders.items() if folder is not None}
-            previews = {key: _preview(path) for key, path in found.items() if path is not None}
-            pictures[set_][name] = {key: uri for key, (uri, _) in previews.items()}
+        folders = {LQ: by_stem(settings.lq), HQ: by_stem(settings.hq)}
+        folders |= {name: by_stem(images_of(config, set_, name)) for name in config.methods}
+        images[set_], widths[set_] = {}, {}
+        for stem in evenly_spaced(common_stems(config, set_), config.page_images):
+            previews = {key: _preview(found[stem]) for key, found in folders.items() if stem in found}
+            name = f"{printable(stem)}.png"  # as the scores name it
+            images[set_][name] = {key: uri for key, (uri, _) in previews.items()}
             widths[set_][name] = max(width for _, width in previews.values())
-    return pictures, widths
+    return images, widths
 
 
 def _preview(path: Path) -> tuple[str, int]:
-    """A picture as WebP in a data URI, and its width there."""
+    """An image as WebP in a data URI, and its width there."""
     image = Image.fromarray((load_rgb(path) * 255).round().byte().permute(1, 2, 0).numpy())
     image.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
     return _data_uri(image), image.width
@@ -176,21 +159,13 @@ def _data_uri(image: Image.Image) -> str:
 
 def _preview_note(config: EvalConfig) -> str:
     return (
-        f"Up to {config.page_images} pictures of each set, evenly spaced over the names, as WebP of at most {PREVIEW} "
+        f"Up to {config.page_images} images of each set, evenly spaced over the names, as WebP of at most {PREVIEW} "
         "pixels a side; what was measured are the PNGs."
     )
 
 
-def _strips(config: EvalConfig) -> str:
-    figures = sorted((config.output / "figures").glob("*.png"))
-    if not figures:
-        return ""
-    items = "".join(_strip(path) for path in figures)
-    return f"<h2>Comparison strips</h2>{items}"
-
-
-def _strip(path: Path) -> str:
-    with Image.open(path) as image:
-        uri = _data_uri(image.convert("RGB"))
-    name = escape(path.stem)
-    return f'<figure><img src="{uri}" alt="{name}" loading="lazy"><figcaption>{name}</figcaption></figure>'
+def _strips(config: EvalConfig) -> Iterator[tuple[str, str]]:
+    """Name and data URI of each strip that exists."""
+    for path in sorted((config.output / "figures").glob("*.png")):
+        with Image.open(path) as image:
+            yield printable(path.stem), _data_uri(image.convert("RGB"))

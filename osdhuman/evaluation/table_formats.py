@@ -6,24 +6,20 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from osdhuman.evaluation.config import EvalConfig
+from osdhuman.evaluation.results import Column, Result
 from osdhuman.evaluation.statistics import Difference
+from osdhuman.evaluation.tables import CAPTIONS, HEADS, Row, Table
 from osdhuman.files import replacing
 
-if TYPE_CHECKING:
-    pass
-from osdhuman.evaluation.tables import CAPTIONS, HEADS, Cell, Column, Row, Table, build_table
 
-
-def write_table(config: EvalConfig) -> list[Path]:
-    """Write tables/table<number>.md, .tex, .csv and .json under `config.output`; returns their paths."""
-    table = build_table(config)
+def write_table(table: Table, output: Path) -> list[Path]:
+    """Write tables/table<number>.md, .tex, .csv and .json under `output`; returns their paths."""
     writers: dict[str, Callable[[Table], str]] = {".md": markdown, ".tex": latex, ".csv": as_csv, ".json": as_json}
     paths = []
     for suffix, write in writers.items():
-        path = config.output / "tables" / f"table{table.number}{suffix}"
+        path = output / "tables" / f"table{table.number}{suffix}"
         with replacing(path) as part:
             part.write_text(write(table), encoding="utf-8")
         paths.append(path)
@@ -51,7 +47,7 @@ def markdown_table(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _markdown_cell(cell: Cell, column: Column) -> str:
+def _markdown_cell(cell: Result, column: Column) -> str:
     if cell.value is None:
         return "n/a" if cell.reason.startswith("unavailable") else ""
     number = number_text(cell.value, column)
@@ -79,7 +75,7 @@ def number_text(value: float, column: Column) -> str:
     return f"{value:.{column.metric.digits}f}"
 
 
-def interval_text(cell: Cell, column: Column) -> str:
+def interval_text(cell: Result, column: Column) -> str:
     return f"[{number_text(cell.low, column)}, {number_text(cell.high, column)}]"
 
 
@@ -167,7 +163,7 @@ def _latex_rows(table: Table, rows: list[Row]) -> list[str]:
     return [" & ".join(line) + r" \\" for line in lines]
 
 
-def _latex_cell(cell: Cell, column: Column, number: int) -> str:
+def _latex_cell(cell: Result, column: Column, number: int) -> str:
     if cell.value is None:
         return "n/a" if cell.reason.startswith("unavailable") else ""
     text = number_text(cell.value, column)

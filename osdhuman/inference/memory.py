@@ -9,19 +9,19 @@ import torch
 
 if TYPE_CHECKING:
     from osdhuman.models.generator import Generator
-from osdhuman.inference.config import MIN_TILE, RestoreConfig
+from osdhuman.inference.config import MIN_TILE, CallConfig
 from osdhuman.machine import free_memory
 
 SHARE = 0.8  # of the free memory that a run may plan with
 # Peaks measured on the CPU, in units of one activation: of the stage's widest full-size layer, and (the last two) of
-# the deepest layer at the latent's size, for the part of a tiled VAE that runs on the whole picture.
+# the deepest layer at the latent's size, for the part of a tiled VAE that runs on the whole image.
 ENCODER_PEAK, DECODER_PEAK, UNET_PEAK, ENCODER_REST, DECODER_REST = 6, 4, 62, 5, 9
-PICTURE_BYTES = 100  # per pixel: input, padded, restored and the colour fix, in float32
+IMAGE_BYTES = 100  # per pixel: input, padded, restored and the colour fix, in float32
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many pictures at a time, and the tiles of each stage in pixels."""
+    """How many images at a time, and the tiles of each stage in pixels."""
 
     batch: int
     encoder: int
@@ -30,7 +30,7 @@ class Plan:
     decoder: int
 
     def smaller(self) -> "Plan | None":
-        """The next step down: single pictures, then tiles of half the side; None when nothing is left to save."""
+        """The next step down: single images, then tiles of half the side; None when nothing is left to save."""
         if self.batch > 1:
             return replace(self, batch=1)
         sides = {name: _halved(getattr(self, name)) for name in ("encoder", "unet", "decoder")}
@@ -45,7 +45,7 @@ def _halved(tile: int) -> int:
     return max(MIN_TILE, tile // 2 // 64 * 64)
 
 
-def make_plan(generator: "Generator", shape: Sequence[int], config: RestoreConfig) -> Plan:
+def make_plan(generator: "Generator", shape: Sequence[int], config: CallConfig) -> Plan:
     """The largest plan, from the settings downwards, whose estimated need fits into the memory that is free."""
     batch, _, height, width = shape
     height, width = height * config.upscale, width * config.upscale
@@ -59,7 +59,7 @@ def make_plan(generator: "Generator", shape: Sequence[int], config: RestoreConfi
 def estimate(generator: "Generator", height: int, width: int, plan: Plan) -> dict[str, float]:
     """Bytes that each stage needs beyond the weights, from the widths of the networks.
 
-    In tiles, the layers at the latent's resolution still take the whole picture.
+    In tiles, the layers at the latent's resolution still take the whole image.
     """
     vae, unet = generator.vae.config.block_out_channels, generator.unet.config.block_out_channels
     size = max(next(generator.vae.parameters()).element_size(), 3)  # half precision still has scratch in float32
@@ -74,7 +74,7 @@ def estimate(generator: "Generator", height: int, width: int, plan: Plan) -> dic
         "unet": UNET_PEAK * unet[0] * size * at_once(plan.unet) / factor**2,
         "decoder": DECODER_PEAK * vae[1] * size * at_once(plan.decoder) + DECODER_REST * deepest,
     }
-    return {stage: need + PICTURE_BYTES * pixels * plan.batch for stage, need in stages.items()}
+    return {stage: need + IMAGE_BYTES * pixels * plan.batch for stage, need in stages.items()}
 
 
 def free_cached(generator: "Generator") -> None:

@@ -1,14 +1,14 @@
-"""Restoring pictures of any size, kind and number with a generator.
+"""Restore images held in memory: any size, in tiles where the memory asks for it.
 
-One road for all: upscale, pad, encode, one UNet call, decode, crop, colour fix. Large pictures take it in tiles with
-one prompt for the whole picture; how large the tiles are is decided from the memory that is free, and decided again
-when it runs out.
+Upscale, pad, Eq. 3 (`Generator.forward`), crop, colour fix. One prompt is extracted from the whole image. How large the
+tiles are is decided from the free memory, and decided again when it runs out.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osdhuman.config import parse_config
-from osdhuman.images import StoredImage, from_stored, resize, to_stored
+from osdhuman.images import StoredImage, from_stored, require_unit_range, resize, to_stored
 from osdhuman.inference.color_fix import fix_color
 from osdhuman.inference.latent_tiles import blend_latent
 from osdhuman.inference.vae_tiles import tiled_vae
 
 if TYPE_CHECKING:
     from osdhuman.models.generator import Generator
-from osdhuman.inference.config import MIN_TILE, RestoreConfig
+from osdhuman.inference.config import MIN_TILE, CallConfig, call_config
 from osdhuman.inference.memory import Plan, free_cached, make_plan
 from osdhuman.machine import out_of_memory
 
 
 @torch.no_grad()
-def restore_tensor(generator: "Generator", lq: Tensor, config: RestoreConfig | None = None) -> Tensor:
+def restore_tensor(generator: "Generator", lq: Tensor, config: CallConfig | None = None) -> Tensor:
     """Restore (B,3,H,W) in [0,1] -> float32 (B,3,H*upscale,W*upscale) in [0,1] on the same device, for any H and W.
 
     Runs on the generator's device and in its dtype. Warns and takes smaller tiles when memory runs out; raises
     MemoryError when even the smallest do not fit, and FloatingPointError for values that are not finite in float32.
     """
-    if lq.ndim != 4 or lq.shape[1] != 3 or not lq.is_floating_point() or not lq.numel():
+    if lq.ndim != 4 or lq.shape[1] != 3 or not lq.numel():
         raise ValueError(f"lq must be float (B,3,H,W) in [0,1], got {lq.dtype} {tuple(lq.shape)}")
-    config = config or RestoreConfig()
+    require_unit_range(lq, "lq")
+    config = config or CallConfig()
     plan = make_plan(generator, lq.shape, config)
     while True:
         try:
@@ -54,7 +54,7 @@ def restore_tensor(generator: "Generator", lq: Tensor, config: RestoreConfig | N
         free_cached(generator)
 
 
-def _restore(generator: "Generator", lq: Tensor, config: RestoreConfig, plan: "Plan") -> Tensor:
+def _restore(generator: "Generator", lq: Tensor, config: CallConfig, plan: "Plan") -> Tensor:
     height, width = (side * config.upscale for side in lq.shape[-2:])
     image = resize(lq.float().to(generator.abar.device), (height, width), "bicubic")
     restored = _one_step(generator, image, plan)
@@ -68,19 +68,14 @@ def _restore(generator: "Generator", lq: Tensor, config: RestoreConfig, plan: "P
 
 
 def _one_step(generator: "Generator", image: Tensor, plan: "Plan") -> Tensor | None:
-    """Eq. 3 on a padded picture, by tiles where the plan says so; None if anything is not finite."""
-    padded = pad_to_multiple(image, generator.multiple)
-    prompt = generator.prompt_extractor(image)
+    """Eq. 3 on a padded image (B,3,H,W), in tiles where the plan says so; None if anything is not finite."""
     tile = max(plan.unet // generator.multiple, 1) * generator.multiple // generator.factor
     overlap = min(plan.overlap // generator.factor, tile // 2)
+    blend = partial(blend_latent, tile=tile, overlap=overlap)
+    prompt = generator.prompt_extractor(image)
     with tiled_vae(generator.vae, plan.encoder, plan.decoder):
-        z_lq = generator.encode(padded)
-        noise = blend_latent(lambda z: generator.denoise(z, prompt), z_lq, tile, overlap)
-        z_hat = generator.to_z_hat(z_lq, noise)
-        if not torch.isfinite(z_hat).all():
-            return None
-        restored = generator.decode(z_hat)
-    return restored if torch.isfinite(restored).all() else None
+        restored, z_hat, _ = generator(pad_to_multiple(image, generator.multiple), prompt, blend=blend)
+    return restored if torch.isfinite(z_hat).all() and torch.isfinite(restored).all() else None
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -109,28 +104,25 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 
 
 def restore_image(generator: "Generator", image: Any, **settings: Any) -> Any:
-    """Restore one picture held in memory; the result has the kind and layout of what came.
+    """Restore one image held in memory; the result has the kind and layout of what came.
 
     PIL image (any mode; EXIF rotation applied, profile kept); numpy array (H,W), (H,W,1|3|4), uint8, uint16 or float in
-    [0,1]; float tensor (3,H,W) or (B,3,H,W) in [0,1]. `settings` are fields of RestoreConfig.
+    [0,1]; float tensor (3,H,W) or (B,3,H,W) in [0,1]. `settings` are fields of CallConfig.
     """
-    config = parse_config(RestoreConfig, settings, "the settings")
+    config = call_config(settings)
     if isinstance(image, Tensor):
         batch = image if image.ndim == 4 else image[None]
         restored = restore_tensor(generator, batch, config)
         return restored if image.ndim == 4 else restored[0]
-    picture = to_stored(image)
-    [restored] = restore_pictures(generator, [picture], config)
+    [restored] = restore_stored(generator, [to_stored(image)], config)
     return from_stored(restored, image)
 
 
-def restore_pictures(
-    generator: "Generator", pictures: Sequence[StoredImage], config: RestoreConfig
-) -> list[StoredImage]:
-    """Restore pictures of one size together; alpha is upscaled along, greyness, depth and profile stay."""
-    restored = restore_tensor(generator, torch.stack([picture.rgb for picture in pictures]), config)
+def restore_stored(generator: "Generator", images: Sequence[StoredImage], config: CallConfig) -> list[StoredImage]:
+    """Restore images of one size together; alpha is upscaled along, greyness, depth and profile stay."""
+    restored = restore_tensor(generator, torch.stack([image.rgb for image in images]), config)
     size = tuple(restored.shape[-2:])
     return [
-        replace(picture, rgb=rgb, alpha=None if picture.alpha is None else resize(picture.alpha[None], size)[0])
-        for picture, rgb in zip(pictures, restored, strict=True)
+        replace(image, rgb=rgb, alpha=None if image.alpha is None else resize(image.alpha[None], size)[0])
+        for image, rgb in zip(images, restored, strict=True)
     ]

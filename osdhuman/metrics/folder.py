@@ -1,4 +1,4 @@
-"""Measure a folder of images, alone or against a folder of references: scores per image, means, and what they are.
+"""Measure folders of images, alone or against a folder of references: scores per image, means, and what they are.
 
 The folder is the interface: images that somebody else made are measured just so. For `output` = scores/<set>/<method>
 
@@ -6,35 +6,39 @@ The folder is the interface: images that somebody else made are measured just so
     scores/<set>/<method>.json            the means, with all that must agree before numbers are compared
     scores/<set>/<method>.partial.jsonl   only while measuring: a line per image, so that a killed run loses one batch
 
-A score belongs to the bytes of an image, those of its reference, and the identity of the metric
-(`osdhuman.metrics.scorers.identify`). While these stay it is never computed again, whatever else changes.
+All methods of a set are measured in one pass over its references: each reference is hashed and decoded once.
 """
 
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-import polars as pl
-import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 from tqdm import tqdm
 
 from osdhuman.files import replacing
-from osdhuman.images import SUFFIXES, load_rgb
-from osdhuman.metrics.scorers import Scorer, SetScorer, identify, load_scorer
+from osdhuman.metrics.listing import Reference, ScoredImage, checked, list_names, read_header
+from osdhuman.metrics.score_files import Key, ScoreFiles, key_of, output_path, printable
+from osdhuman.metrics.scorers import identify
+from osdhuman.metrics.scoring import Task, score, score_set
 from osdhuman.metrics.table import METRICS
 from osdhuman.metrics.weights import MetricUnavailable
 
 Measurement = dict[str, Any]  # what the .json holds
-Key = tuple[str, str | None]  # sha256 of an image and of the reference that a metric saw
-ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+QUEUE = 16  # batches that may wait for workers
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images to measure, and where their scores go (a path without suffix)."""
+
+    images: Path
+    output: Path
 
 
 def measure(
@@ -47,48 +51,53 @@ def measure(
     batch: int = 8,
     png_only: bool = True,
 ) -> Measurement:
-    """Measure the pictures below `images`; write the files above and return what the .json holds.
+    """Measure the images below `images`; write the files above and return what the .json holds.
 
-    `output` has no suffix, `names` are (set, method). `reference` must hold the same names, whatever their suffix, in
-    the same sizes. `png_only` refuses lossy formats, whose compression would be measured too; photographs as they were
-    found are measured with False. A metric that cannot be had is listed with the reason. The files hold the metrics
-    asked for, no others. Raises ValueError that lists every picture that does not fit, or a metric that is unknown or
-    needs a reference where there is none.
+    `output` has no suffix, `names` are (set, method); the rest as in `measure_set`. Raises ValueError that lists every
+    image that does not fit, or a metric that is unknown or needs a reference where there is none.
+    """
+    set_, method = names
+    options = {"device": device, "batch": batch, "png_only": png_only}
+    measured = measure_set(set_, {method: Folder(images, output)}, metrics, reference, **options)[method]
+    if isinstance(measured, Exception):
+        raise measured
+    return measured
+
+
+def measure_set(
+    name: str,
+    folders: Mapping[str, Folder],
+    metrics: Sequence[str],
+    reference: Path | None = None,
+    *,
+    device: str = "cpu",
+    batch: int = 8,
+    png_only: bool = True,
+    workers: Executor | None = None,
+) -> dict[str, Measurement | ValueError]:
+    """Measure several methods on one set, in one pass over its references; method -> its measurement, or why not.
+
+    `reference` must hold the same names as each folder, whatever their suffix, in the same sizes. `png_only` refuses
+    lossy formats, whose compression would be measured too; photographs as they were found are measured with False.
+    Files below a folder that are no images are named in the .json. A metric that cannot be had is listed there with the
+    reason. The files hold the metrics asked for, no others. With `workers` the scores are computed there, `batch` names
+    at a time. A ValueError of a method lists every image that does not fit; its other images are still hashed, but no
+    longer scored, and it stops no other method. Raises ValueError for a metric that is unknown or needs a reference
+    where there is none, and for a folder of references that cannot be used.
     """
     _check_metrics(metrics, reference)
-    pictures = find_pictures(images, reference, png_only)
-    measured = _Scores.read(output)
-    digest = _digest(f"{p.file} {p.sha256} {p.reference_sha256}" for p in pictures)
-    keys = {name: _keys(name, pictures, digest) for name in metrics}
-    scores, scorers, unavailable = _Scores(), {}, {}
-    for name in metrics:
-        try:
-            _plan(name, keys[name], measured, scores, scorers, device)
-        except MetricUnavailable as error:
-            unavailable[name] = error.reason
-    _measure_images(pictures, {n: s for n, s in scorers.items() if isinstance(s, Scorer)}, scores, output, batch)
-    for name, scorer in scorers.items():
-        if isinstance(scorer, SetScorer):
-            scores.values[name][digest, None] = scorer(images, reference)
-    scores.write(output, pictures)
-    measurement = {
-        "set": names[0],
-        "method": names[1],
-        "images": len(pictures),
-        "digest": digest,
-        "inputs_digest": _digest(f"{p.stem} {p.size} {p.reference_sha256}" for p in pictures),
-        "metrics": {name: _summary(name, scores, keys[name], unavailable) for name in metrics},
-    }
-    with replacing(_path(output, ".json")) as part:
-        part.write_text(json.dumps(measurement, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _path(output, ".partial.jsonl").unlink(missing_ok=True)
-    return measurement
+    references, _ = list_names(reference) if reference else ({}, [])
+    run = _Run(name, tuple(metrics), reference, device, workers)
+    methods = {method: _Method.of(method, folder, references, run) for method, folder in folders.items()}
+    with ExitStack() as files:
+        _measure_images(run, [m for m in methods.values() if m.names], references, batch, png_only, files)
+    return {method: found.finish(run) for method, found in methods.items()}
 
 
 def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Why the numbers of two measurements must not stand side by side, a line each; empty if they may.
 
-    They may when the set, the number, names and sizes of its pictures and the references' bytes agree, and for every
+    They may when the set, the number, names and sizes of its images and the references' bytes agree, and for every
     metric that both measured, its variant, library, version, weights, colour space and border.
     """
     labels = ("set", "images", "inputs_digest")
@@ -102,252 +111,245 @@ def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return sorted(reasons)
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to be measured: `file` is relative to its folder, `size` (width, height) as shown upright."""
-
-    file: str
-    path: Path
-    size: tuple[int, int]
-    sha256: str
-    reference: Path | None = None
-    reference_sha256: str | None = None
-
-    @property
-    def stem(self) -> str:
-        return str(Path(self.file).with_suffix("").as_posix())
-
-
-def find_pictures(images: Path, reference: Path | None = None, png_only: bool = True) -> list[Picture]:
-    """The pictures below `images`, sorted by name, with their references. Raises ValueError listing all that misfit."""
-    found = _search(images)
-    others = _search(reference) if reference else {}
-    mistakes = [f"  {stem}: only in {images}" for stem in sorted(found.keys() - others.keys()) if reference]
-    mistakes += [f"  {stem}: only in {reference}" for stem in sorted(others.keys() - found.keys())]
-    pictures = []
-    for stem, path in sorted(found.items()):
-        try:
-            pictures.append(_read(path, images, others.get(stem), png_only))
-        except ValueError as error:
-            mistakes.append(f"  {path.relative_to(images).as_posix()}: {error}")
-    if mistakes:
-        raise ValueError("\n".join([f"{len(mistakes)} picture(s) of {images} cannot be measured:", *mistakes]))
-    return pictures
-
-
-def _search(folder: Path) -> dict[str, Path]:
-    """Name without suffix -> picture, for all below `folder`."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder of pictures")
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not paths:
-        raise ValueError(f"no picture ({', '.join(SUFFIXES)}) in {folder}")
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-    if len(found) < len(paths):
-        twice = sorted({path.name for path in paths} - {path.name for path in found.values()})
-        raise ValueError(f"{folder}: two pictures have the same name but for the suffix: {', '.join(twice)}")
-    return found
-
-
-def _read(path: Path, folder: Path, reference: Path | None, png_only: bool) -> Picture:
-    size, kind, digest = _header(path)
-    if png_only and kind != "PNG":
-        raise ValueError(f"is a {kind}, but its compression would be measured too: save restored pictures as PNG")
-    file = path.relative_to(folder).as_posix()
-    if reference is None:
-        return Picture(file, path, size, digest)
-    expected, _, reference_digest = _header(reference)
-    if size != expected:
-        raise ValueError(f"is {size[0]}x{size[1]}, its reference {expected[0]}x{expected[1]}")
-    return Picture(file, path, size, digest, reference, reference_digest)
-
-
-def _header(path: Path) -> tuple[tuple[int, int], str, str]:
-    """Size as shown upright, format by content, sha256 of the file."""
-    data = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(0x0112) in ROTATED
-            size = image.size[::-1] if turned else image.size
-            return size, str(image.format), sha256(data).hexdigest()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"cannot be read ({error})") from None
-
-
-def _digest(lines: Iterable[str]) -> str:
-    return sha256("\n".join(lines).encode()).hexdigest()
+def _check_metrics(metrics: Sequence[str], reference: Path | None) -> None:
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(f"unknown metrics: {', '.join(unknown) or 'none given'}; valid: {', '.join(METRICS)}")
+    unmatched = [name for name in metrics if METRICS[name].reference and reference is None]
+    if unmatched:
+        raise ValueError(f"{', '.join(unmatched)}: give a folder of references, or leave them out")
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def _check_metrics(metrics: Sequence[str], reference: Path | None) -> None:
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown or not metrics:
-        raise ValueError(f"unknown metrics: {', '.join(unknown) or 'none given'}; valid: {', '.join(METRICS)}")
-    lonely = [name for name in metrics if METRICS[name].reference and reference is None]
-    if lonely:
-        raise ValueError(f"{', '.join(lonely)}: give a folder of references, or leave them out")
+@dataclass
+class _Run:
+    """What all methods of a set share: the settings, and each metric's identity, asked for once."""
 
+    set: str
+    metrics: tuple[str, ...]
+    reference: Path | None
+    device: str
+    workers: Executor | None
+    scorers: dict[str, Any] = field(default_factory=dict)  # of this process
+    identities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)  # metric -> reason
 
-def _keys(name: str, pictures: Sequence[Picture], digest: str) -> list[Key]:
-    """What the scores of a metric belong to: each picture, or the whole set."""
-    if METRICS[name].scope == "set":
-        return [(digest, None)]
-    return [_key(name, picture) for picture in pictures]
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            try:
+                self.identities[name] = identify(name)
+            except MetricUnavailable as error:
+                self.unavailable[name] = error.reason
 
-
-def _key(name: str, picture: Picture) -> Key:
-    return picture.sha256, picture.reference_sha256 if METRICS[name].reference else None
-
-
-def _plan(
-    name: str, keys: Sequence[Key], measured: "_Scores", scores: "_Scores", scorers: dict[str, Any], device: str
-) -> None:
-    """Take over what was measured alike; load the metric if something lacks. Raises MetricUnavailable."""
-    before = measured.values.get(name, {})
-    try:
-        identity = identify(name)
-    except MetricUnavailable:
-        if not all(key in before for key in keys):
-            raise
-        identity = measured.identities[name]  # measured where it could be had
-    if identity != measured.identities.get(name):
-        before = {}
-    before = {key: before[key] for key in keys if key in before}
-    if len(before) < len(set(keys)):
-        scorers[name] = load_scorer(name, device)
-    scores.identities[name], scores.values[name] = identity, before
-
-
-def _measure_images(
-    pictures: Sequence[Picture], scorers: Mapping[str, Scorer], scores: "_Scores", output: Path, batch: int
-) -> None:
-    """Fill in the scores that lack, batch by batch, each at once noted in the partial file."""
-    work = [(picture, lacking) for picture in pictures if (lacking := tuple(scores.lacking(picture, scorers)))]
-    if not work:
-        return
-    with scores.open_partial(output, pictures) as partial, tqdm(total=len(work), desc=output.name, disable=None) as bar:
-        for group, lacking in _batches(work, batch):
-            image, reference = _stack(group)
-            for name in lacking:
-                values = scorers[name](image, reference if METRICS[name].reference else None)
-                scores.values[name] |= zip((_key(name, p) for p in group), values.tolist(), strict=True)
-            for picture in group:
-                scores.note(partial, picture)
-            partial.flush()
-            bar.update(len(group))
-
-
-def _batches(
-    work: Iterable[tuple[Picture, tuple[str, ...]]], batch: int
-) -> Iterator[tuple[list[Picture], tuple[str, ...]]]:
-    """Neighbours of one size that lack the same metrics."""
-    for (_, lacking), same in groupby(work, key=lambda pair: (pair[0].size, pair[1])):
-        group = [picture for picture, _ in same]
-        for start in range(0, len(group), batch):
-            yield group[start : start + batch], lacking
-
-
-def _stack(group: Sequence[Picture]) -> tuple[Tensor, Tensor | None]:
-    image = torch.stack([load_rgb(picture.path) for picture in group])
-    if group[0].reference is None:
-        return image, None
-    return image, torch.stack([load_rgb(picture.reference) for picture in group if picture.reference])
-
-
-def _summary(name: str, scores: "_Scores", keys: Sequence[Key], unavailable: Mapping[str, str]) -> dict[str, Any]:
-    """Mean over the images that the metric can judge, how many those are, and the metric's identity."""
-    if name in unavailable:
-        return {"unavailable": unavailable[name]}
-    values = [scores.values[name][key] for key in keys]
-    judged = [value for value in values if not math.isnan(value)]
-    if not judged:
-        return {"unavailable": "it can judge none of these pictures (too few, too small, or without texture)"}
-    return {
-        "mean": math.fsum(judged) / len(judged),
-        "judged": len(judged),
-        **scores.identities[name],
-        "higher_is_better": METRICS[name].higher_is_better,
-    }
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-def _path(output: Path, suffix: str) -> Path:
-    return output.with_name(output.name + suffix)  # a method's name may hold dots: no with_suffix
+    def call(self, function: Any, *arguments: Any) -> "Future[Any]":
+        """Call `function` in a worker, or at once in this process with its scorers."""
+        if self.workers is not None:
+            return self.workers.submit(function, *arguments)
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, self.scorers))
+        return future
 
 
 @dataclass
-class _Scores:
-    """Scores by metric and by what they belong to, and the identity of each metric; kept in the two files of rows."""
+class _Method:
+    """One method on one set while it is measured."""
 
-    identities: dict[str, dict[str, Any]] = field(default_factory=dict)
-    values: dict[str, dict[Key, float]] = field(default_factory=dict)
+    name: str
+    folder: Folder
+    names: dict[str, Path]
+    skipped: list[dict[str, str]]
+    mistakes: list[str]
+    scores: ScoreFiles
+    images: list[ScoredImage] = field(default_factory=list)
+    partial: IO[str] | None = None
 
     @classmethod
-    def read(cls, output: Path) -> "_Scores":
-        """What an earlier run left, finished or killed; empty if nothing. The last line of a killed one may be torn."""
-        scores = cls()
-        parquet, partial = _path(output, ".parquet"), _path(output, ".partial.jsonl")
-        if parquet.is_file():
-            head = json.loads(pl.read_parquet_metadata(parquet)["osdhuman"])
-            scores._add(head, pl.read_parquet(parquet).to_dicts())
-        if partial.is_file():
-            lines = list(_whole_lines(partial))  # the head comes with the file's name, so it is always there
-            scores._add(lines[0], lines[1:])
-        return scores
+    def of(cls, name: str, folder: Folder, references: Mapping[str, Path], run: _Run) -> "_Method":
+        """Its images, paired with the references, and the scores of an earlier run that are still valid."""
+        try:
+            (names, skipped), before = list_names(folder.images), ScoreFiles.read(folder.output)
+        except ValueError as error:
+            return cls(name, folder, {}, [], [str(error)], ScoreFiles())
+        mistakes = []
+        if run.reference:
+            mistakes += [f"  {printable(stem)}: only in {folder.images}" for stem in names if stem not in references]
+            mistakes += [f"  {printable(stem)}: only in {run.reference}" for stem in references if stem not in names]
+        return cls(name, folder, names, skipped, mistakes, _still_valid(before, run))
 
-    def _add(self, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        for name, identity in head["identities"].items():
-            if identity != self.identities.get(name):
-                self.identities[name], self.values[name] = identity, {}
-            for row in rows:
-                if row.get(name) is not None:
-                    key = row["sha256"], row["reference_sha256"] if METRICS[name].reference else None
-                    self.values[name][key] = row[name]
-        for name, (digest, value) in head["sets"].items():
-            self.values[name][digest, None] = value
+    def add(self, stem: str, reference: "Reference | None", png_only: bool) -> ScoredImage | None:
+        """Hash and check an image; None, and a line in `mistakes`, where it does not fit."""
+        path = self.names[stem]
+        file = path.relative_to(self.folder.images).as_posix()
+        try:
+            header = checked(read_header(path), reference.header() if reference else None, png_only)
+        except ValueError as error:
+            self.mistakes.append(f"  {printable(file)}: {error}")
+            return None
+        pair = (reference.path, reference.header().sha256) if reference else (None, None)
+        self.images.append(ScoredImage(printable(file), path, header.size, header.sha256, *pair))
+        return self.images[-1]
 
-    def lacking(self, picture: Picture, names: Iterable[str]) -> Iterator[str]:
-        return (name for name in names if _key(name, picture) not in self.values[name])
+    def lacking(self, image: ScoredImage, run: _Run) -> tuple[str, ...]:
+        """Metrics of images that must still be computed for `image`."""
+        return tuple(
+            name
+            for name in run.metrics
+            if METRICS[name].scope == "image"
+            and name not in run.unavailable
+            and key_of(name, image) not in self.scores.values[name]
+        )
 
-    def open_partial(self, output: Path, pictures: Sequence[Picture]) -> IO[str]:
-        """A partial file that begins with all that is known, open for more."""
-        path = _path(output, ".partial.jsonl")
-        with replacing(path) as part, part.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self._head()) + "\n")
-            for picture in pictures:
-                self.note(file, picture)
-        return path.open("a", encoding="utf-8")
+    def take(self, image: ScoredImage, values: Mapping[str, float], files: ExitStack) -> None:
+        """Keep new scores of an image and note them at once in the partial file."""
+        for name, value in values.items():
+            self.scores.values[name][key_of(name, image)] = value
+        if self.partial is None:
+            self.partial = files.enter_context(self.scores.open_partial(self.folder.output))
+        else:
+            self.scores.note(self.partial, image)
+        self.partial.flush()
 
-    def note(self, file: IO[str], picture: Picture) -> None:
-        if len(row := self._row(picture)) > 3:
-            file.write(json.dumps(row) + "\n")
+    def finish(self, run: _Run) -> Measurement | ValueError:
+        """Measure the whole folder, write the files; or a ValueError with all mistakes."""
+        if self.mistakes:
+            if not self.names:
+                return ValueError(self.mistakes[0])
+            head = f"{len(self.mistakes)} image(s) of {self.folder.images} cannot be measured:"
+            return ValueError("\n".join([head, *self.mistakes]))
+        digest = _digest(f"{image.file} {image.sha256} {image.reference_sha256}" for image in self.images)
+        unavailable = dict(self._set_scores(digest, run))
+        unavailable |= {name: reason for name, reason in run.unavailable.items() if not self._complete(name, digest)}
+        for name in unavailable:
+            self.scores.identities.pop(name, None)
+            self.scores.values.pop(name, None)
+        self.scores.write(self.folder.output, self.images)
+        measurement = {
+            "set": run.set,
+            "method": self.name,
+            "images": len(self.images),
+            "digest": digest,
+            "inputs_digest": _digest(f"{i.stem} {i.size} {i.reference_sha256}" for i in self.images),
+            "metrics": {name: self._summary(name, digest, unavailable) for name in run.metrics},
+            "skipped": self.skipped,
+        }
+        with replacing(output_path(self.folder.output, ".json")) as part:
+            part.write_text(json.dumps(measurement, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        output_path(self.folder.output, ".partial.jsonl").unlink(missing_ok=True)
+        return measurement
 
-    def write(self, output: Path, pictures: Sequence[Picture]) -> None:
-        names = [name for name in self.identities if METRICS[name].scope == "image"]
-        text = dict.fromkeys(("file", "sha256", "reference_sha256"), pl.String)
-        frame = pl.DataFrame(list(map(self._row, pictures)), schema=text | dict.fromkeys(names, pl.Float64))
-        with replacing(_path(output, ".parquet")) as part:
-            frame.write_parquet(part, metadata={"osdhuman": json.dumps(self._head())})
+    def _set_scores(self, digest: str, run: _Run) -> Iterator[tuple[str, str]]:
+        """Compute the metrics of whole sets that are not known; those that cannot be had, with the reason."""
+        for name in run.metrics:
+            if METRICS[name].scope == "image" or name in run.unavailable or self._complete(name, digest):
+                continue
+            value, reason = run.call(score_set, name, self.folder.images, run.reference, run.device).result()
+            if reason:
+                yield name, reason
+            else:
+                self.scores.values[name][digest, None] = value
 
-    def _head(self) -> dict[str, Any]:
-        sets = {name: values for name, values in self.values.items() if METRICS[name].scope == "set"}
-        pairs = {name: [digest, value] for name, values in sets.items() for (digest, _), value in values.items()}
-        return {"identities": self.identities, "sets": pairs}
+    def _keys(self, name: str, digest: str) -> list[Key]:
+        if METRICS[name].scope == "set":
+            return [(digest, None)]
+        return [key_of(name, image) for image in self.images]
 
-    def _row(self, picture: Picture) -> dict[str, Any]:
-        row = {"file": picture.file, "sha256": picture.sha256, "reference_sha256": picture.reference_sha256}
-        names = (name for name in self.identities if METRICS[name].scope == "image")
-        return row | {n: self.values[n][k] for n in names if (k := _key(n, picture)) in self.values[n]}
+    def _complete(self, name: str, digest: str) -> bool:
+        return name in self.scores.values and all(k in self.scores.values[name] for k in self._keys(name, digest))
+
+    def _summary(self, name: str, digest: str, unavailable: Mapping[str, str]) -> dict[str, Any]:
+        """Mean over the images that the metric can judge, how many those are, and the metric's identity."""
+        if name in unavailable:
+            return {"unavailable": unavailable[name]}
+        values = [self.scores.values[name][key] for key in self._keys(name, digest)]
+        judged = [value for value in values if not math.isnan(value)]
+        if not judged:
+            return {"unavailable": "it can judge none of these images (too few, too small, or without texture)"}
+        return {
+            "mean": math.fsum(judged) / len(judged),
+            "judged": len(judged),
+            **self.scores.identities[name],
+            "higher_is_better": METRICS[name].higher_is_better,
+        }
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+def _still_valid(before: ScoreFiles, run: _Run) -> ScoreFiles:
+    """The scores of an earlier run whose metric is the same today, or cannot be identified today."""
+    scores = ScoreFiles()
+    for name in run.metrics:
+        identity = run.identities.get(name) or before.identities.get(name)
+        if identity is not None:
+            same = identity == before.identities.get(name)
+            scores.identities[name], scores.values[name] = identity, dict(before.values[name]) if same else {}
+    return scores
+
+
+def _measure_images(
+    run: _Run,
+    methods: Sequence[_Method],
+    references: Mapping[str, Path],
+    batch: int,
+    png_only: bool,
+    files: ExitStack,
+) -> None:
+    """One pass over all names, `batch` at a time: hash, check, and compute the scores that lack."""
+    stems = sorted(set[str]().union(*(method.names for method in methods)))
+    pending: list[tuple[list[_Work], Future[Any]]] = []
+    with tqdm(total=len(stems), desc=f"measuring {run.set}".rstrip(), unit="image", disable=None) as bar:
+        for start in range(0, len(stems), batch):
+            chunk = stems[start : start + batch]
+            work = list(_open(run, methods, references, chunk, png_only))
+            if work:
+                pending.append((work, run.call(score, [w.task for w in work], run.device)))
+            _take(run, pending, files, wait=run.workers is None or len(pending) > QUEUE)
+            bar.update(len(chunk))
+        while pending:
+            _take(run, pending, files, wait=True)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An image of a method that lacks scores."""
+
+    method: _Method
+    image: ScoredImage
+    lacking: tuple[str, ...]
+
+    @property
+    def task(self) -> "Task":
+        return Task(self.method.name, self.image.path, self.image.reference, self.image.size, self.lacking)
+
+
+def _open(
+    run: _Run, methods: Sequence[_Method], references: Mapping[str, Path], chunk: Sequence[str], png_only: bool
+) -> Iterator[_Work]:
+    """Hash and check the images of `chunk`, each reference once; what must be scored, method by method."""
+    shared = {stem: Reference(references[stem]) for stem in chunk if stem in references}
+    for method in methods:
+        found = (method.add(stem, shared.get(stem), png_only) for stem in chunk if _paired(stem, method, run, shared))
+        for image in list(found):
+            if image and not method.mistakes and (lacking := method.lacking(image, run)):
+                yield _Work(method, image, lacking)
+
+
+def _paired(stem: str, method: _Method, run: _Run, references: Mapping[str, Any]) -> bool:
+    return stem in method.names and (run.reference is None or stem in references)
+
+
+def _take(run: _Run, pending: list[tuple[list[_Work], "Future[Any]"]], files: ExitStack, wait: bool) -> None:
+    """Keep the results at the head of the queue: one of them at least if `wait`, and all that are ready."""
+    while pending and (wait or pending[0][1].done()):
+        work, future = pending.pop(0)
+        values, unavailable = future.result()
+        run.unavailable |= unavailable
+        for one, scores in zip(work, values, strict=True):
+            if isinstance(scores, str):
+                one.method.mistakes.append(f"  {one.image.file}: {scores}")
+            elif scores:
+                one.method.take(one.image, scores, files)
+        wait = False
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

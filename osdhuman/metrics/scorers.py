@@ -1,32 +1,32 @@
-"""Image quality metrics of the paper (section 4.1): one table, and scorers that leave the computing to pyiqa.
+"""Image quality metrics of the paper (section 4.1), ready to measure.
 
-`METRICS` says of each metric which variant is meant, because numbers of different variants must not be compared:
-MANIQA has three, luma has two ranges, LPIPS has two networks. Images are float32 RGB (B,3,H,W) in [0,1]; those read
-from 8-bit files are already rounded. PSNR, SSIM, NIQE and BRISQUE need no download: the parameters of the last two are
-packaged (osdhuman/weights/README.md). The others' weights are looked for in the caches of torch and Hugging Face, then
-downloaded; a metric that cannot be had raises MetricUnavailable with the way to get it.
+`METRICS` says of each metric which variant is meant and which backend computes it. Images are float32 RGB (B,3,H,W) in
+[0,1]; those read from 8-bit files are already rounded. PSNR-Y, SSIM-Y and ST-LPIPS need nothing beyond the package's
+own dependencies; NIQE's and BRISQUE's parameters are packaged (osdhuman/weights/README.md). The others' weights are
+looked for in the caches of torch and Hugging Face, then downloaded; a metric that cannot be computed on this machine
+raises MetricUnavailable, which says what to do.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from osdhuman.files import file_sha256
+from osdhuman.metrics.backends import find_backend
 from osdhuman.metrics.table import METRICS, Metric
-from osdhuman.metrics.weights import PACKAGED, MetricUnavailable, hub_offline, obtain, packaged_parameters
+from osdhuman.metrics.weights import MetricUnavailable
 
 
 class Scorer:
-    """One metric of scope "image", ready to measure; `model` is pyiqa's, `identity` what `identify` says of it."""
+    """One metric of scope "image"; `model` is its backend's function, `identity` what `identify` says of it."""
 
-    def __init__(self, metric: Metric, model: torch.nn.Module, identity: dict[str, Any], device: torch.device) -> None:
+    def __init__(
+        self, metric: Metric, model: Callable[..., Tensor], identity: dict[str, Any], device: torch.device
+    ) -> None:
         self.metric, self.identity, self.model = metric, identity, model
         self._device = device
 
@@ -62,7 +62,7 @@ class Scorer:
             return torch.cat([self._score(*single) for single in _one_by_one(image, reference)])
         pair = [x.to(self._device, torch.float32) for x in (image, reference) if x is not None]
         try:
-            with torch.inference_mode(), _ShiftedSums():
+            with torch.inference_mode():
                 return self.model(*pair).double().reshape(-1).cpu()
         except (AssertionError, torch.linalg.LinAlgError):  # no block with texture: one such image ends the batch
             if len(image) == 1:
@@ -75,64 +75,24 @@ class Scorer:
         return self._device.type != "cpu" and self.metric.name != "brisque"
 
 
-class _ShiftedSums(TorchFunctionMode):
-    """Filtering in float64 on a CPU, as a sum of shifted images weighted by the kernel.
-
-    Torch has no fast convolution for it, which is 77 % of NIQE's time and more of SSIM's. Scores move by 1e-12.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is torch.conv2d and _is_filter(*args, **(kwargs or {})):
-            return _sum_of_shifts(*args[:2])
-        return func(*args, **(kwargs or {}))
-
-
-def _is_filter(
-    image: Tensor,
-    kernel: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> bool:
-    """Whether a `conv2d` filters every channel alike, in float64 on a CPU, with nothing else to it."""
-    plain = image.device.type == "cpu" and image.dtype == torch.float64 and bias is None
-    dense = (stride, padding, dilation) == (1, 0, 1) and groups == image.shape[1] == len(kernel)
-    return plain and dense and bool((kernel == kernel[:1]).all())
-
-
-def _sum_of_shifts(image: Tensor, kernel: Tensor) -> Tensor:
-    """Every channel of an image (B,C,H,W), filtered by the first of the kernels (C,1,h,w), without padding."""
-    height, width = (side - k + 1 for side, k in zip(image.shape[-2:], kernel.shape[-2:], strict=True))
-    total = image.new_zeros(*image.shape[:2], height, width)
-    for y, row in enumerate(kernel[0, 0].tolist()):
-        for x, weight in enumerate(row):
-            total.add_(image[..., y : y + height, x : x + width], alpha=weight)
-    return total
-
-
 def _one_by_one(image: Tensor, reference: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     for i in range(len(image)):
         yield image[i : i + 1], None if reference is None else reference[i : i + 1]
 
 
 class SetScorer:
-    """One metric of scope "set" (FID), ready to measure; `model` is pyiqa's, `identity` what `identify` says of it."""
+    """One metric of scope "set" (FID); `model` is its backend's function, `identity` what `identify` says of it."""
 
-    def __init__(self, metric: Metric, model: torch.nn.Module, identity: dict[str, Any]) -> None:
+    def __init__(self, metric: Metric, model: Callable[[Path, Path], float], identity: dict[str, Any]) -> None:
         self.metric, self.identity, self.model = metric, identity, model
 
     def __call__(self, images: Path, reference: Path) -> float:
-        """Distance between the pictures of two folders; NaN where one has too few for a covariance.
+        """Distance between the images of two folders; NaN where one has too few for a covariance.
 
-        It grows as sets get smaller: only equal numbers of pictures may be compared.
+        It grows as sets get smaller: only equal numbers of images may be compared.
         """
-        try:
-            with torch.inference_mode():
-                return float(self.model(str(images), str(reference), mode="clean", num_workers=0, verbose=False))
-        except ValueError:  # scipy, of a covariance that is not finite
-            return math.nan
+        with torch.inference_mode():
+            return float(self.model(images, reference))
 
 
 def load_scorer(name: str, device: str | torch.device = "cpu") -> Scorer | SetScorer:
@@ -143,27 +103,23 @@ def load_scorer(name: str, device: str | torch.device = "cpu") -> Scorer | SetSc
         raise ValueError(f"unknown metric {name!r}; {hint}")
     metric, device = METRICS[name], torch.device(device)
     identity = identify(name)
-    model = _create(metric, device)
+    model = find_backend(metric.backend).load(metric, device)
     return SetScorer(metric, model, identity) if metric.scope == "set" else Scorer(metric, model, identity, device)
 
 
 def identify(name: str) -> dict[str, Any]:
     """What makes two numbers of the metric `name` comparable: variant, library, version, weights, colour, border.
 
-    `weights_sha256` has the hash of each file in the order of DOWNLOADS, None where a metric has none. Downloads the
-    weights where they are in no cache, loads nothing. Raises MetricUnavailable.
+    `weights_sha256` has the hash of each file that the metric reads, None where it reads none. Downloads the weights
+    where they are in no cache, loads nothing. Raises MetricUnavailable.
     """
     metric = METRICS[name]
-    try:
-        installed = version("pyiqa")
-    except PackageNotFoundError:
-        remedy = "pip install 'osdhuman[iqa]' (pyiqa's licence allows noncommercial use)"
-        raise MetricUnavailable(name, "pyiqa is not installed", remedy) from None
+    backend = find_backend(metric.backend)
     return {
         "variant": metric.variant,
-        "library": "pyiqa",
-        "version": installed,
-        "weights_sha256": " ".join(map(file_sha256, obtain(name))) or None,
+        "library": backend.library,
+        "version": backend.version(metric),
+        "weights_sha256": " ".join(map(file_sha256, backend.weights(metric))) or None,
         "color": metric.color,
         "border": metric.border,
     }
@@ -183,17 +139,3 @@ def load_scorers(names: Iterable[str], device: str | torch.device = "cpu") -> di
     if missing:
         raise missing[0]
     return scorers
-
-
-def _create(metric: Metric, device: torch.device) -> torch.nn.Module:
-    options = dict(metric.options)
-    if metric.name in PACKAGED:
-        options["pretrained_model_path"] = packaged_parameters(PACKAGED[metric.name])
-    try:
-        import pyiqa  # takes 5 seconds
-
-        with hub_offline():
-            return pyiqa.create_metric(metric.variant, device=device, **options)
-    except ImportError as error:  # openai-clip wants pkg_resources, which setuptools 82 dropped
-        package = "setuptools<82" if error.name == "pkg_resources" else error.name
-        raise MetricUnavailable(metric.name, f"pyiqa fails ({error})", f"pip install '{package}'") from None

@@ -12,10 +12,11 @@ from typing import Any, Literal
 class Metric:
     """One row of METRICS.
 
-    `variant` and `options` are what pyiqa is called with. `color` is what is measured: "Y" is studio luma of BT.601
-    (16 to 235), "gray" full luma (0 to 255). `range` is where values lie by definition or in practice; learned metrics
-    may leave it a little. `digits` are the paper's decimals. `min_side`: smaller images cannot be judged. `scope`:
-    "image" metrics score each image, "set" metrics two folders. `border`: pixels cut off at each edge.
+    `backend` computes it (`osdhuman.metrics.backends`), called with `variant` and `options`. `color` is what is
+    measured: "Y" is studio luma of BT.601 (16 to 235), "gray" full luma (0 to 255). `range` is where values lie by
+    definition or in practice; learned metrics may leave it a little. `digits` are the paper's decimals. `min_side`:
+    smaller images cannot be judged. `scope`: "image" metrics score each image, "set" metrics two folders. `border`:
+    pixels cut off at each edge.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Metric:
     scope: Literal["image", "set"] = "image"
     border: int = 0
     options: tuple[tuple[str, Any], ...] = ()
+    backend: Literal["pyiqa", "own", "stlpips"] = "pyiqa"
 
     @property
     def arrow(self) -> str:
@@ -37,21 +39,22 @@ class Metric:
 
 
 # Choices that the paper leaves open:
-# - "Y channel in YCbCr space" is studio luma, as in OSEDiff's published evaluation; pyiqa's own default for `psnry` and
-#   `ssim` is full luma, which gives 1.3 dB less.
+# - "Y channel in YCbCr space" is studio luma, as in OSEDiff's published evaluation, which calls pyiqa's `psnry` and
+#   `ssim` with color_space="ycbcr"; their default is full luma, which gives 1.3 dB less. `osdhuman.metrics.luma` gives
+#   pyiqa's numbers without pyiqa.
 # - LPIPS is pyiqa's `lpips`, that is AlexNet: the paper says "provided by pyiqa" and names no network, OSEDiff's
 #   published evaluation calls it so, and the training loss (VGG) is then not measured by its own yardstick.
 # - FID resizes the "clean" way, pyiqa's default.
 # - NIQE and BRISQUE are `niqe` and `brisque`, on rounded full luma, not pyiqa's `_matlab` variants.
 # - No border is cut off: the size stays, there is no upscaling whose edges could differ.
-_STUDIO = (("color_space", "ycbcr"),)
 _UP, _DOWN, _REFERENCE, _NONE = True, False, True, False
 _ROWS = (
-    Metric("psnr_y", "PSNR", "psnry", _UP, _REFERENCE, "Y", (0, 80), 2, options=_STUDIO),
-    Metric("ssim_y", "SSIM", "ssim", _UP, _REFERENCE, "Y", (0, 1), 4, min_side=11, options=_STUDIO),
+    Metric("psnr_y", "PSNR", "psnr_y", _UP, _REFERENCE, "Y", (0, 80), 2, backend="own"),
+    Metric("ssim_y", "SSIM", "ssim_y", _UP, _REFERENCE, "Y", (0, 1), 4, min_side=11, backend="own"),
     Metric("psnr_rgb", "PSNR (RGB)", "psnr", _UP, _REFERENCE, "RGB", (0, 80), 2),
     Metric("ssim_rgb", "SSIM (RGB)", "ssimc", _UP, _REFERENCE, "RGB", (0, 1), 4, min_side=11),
     Metric("lpips", "LPIPS", "lpips", _DOWN, _REFERENCE, "RGB", (0, 1), 4, min_side=31),
+    Metric("stlpips", "ST-LPIPS", "alex", _DOWN, _REFERENCE, "RGB", (0, 1), 4, min_side=21, backend="stlpips"),
     Metric("dists", "DISTS", "dists", _DOWN, _REFERENCE, "RGB", (0, 1), 4),
     Metric("fid", "FID", "fid", _DOWN, _REFERENCE, "RGB", (0, math.inf), 4, scope="set"),
     Metric("clipiqa", "CLIPIQA", "clipiqa", _UP, _NONE, "RGB", (0, 1), 4),

@@ -1,11 +1,15 @@
 """The generator: one UNet call between the VAE's encoder and decoder (Eq. 2, 3; Fig. 4)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from osdhuman.models.diffusion import x0_from_noise
+
+Blend = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # (noise of a tile, whole latent) -> noise of the whole
 
 
 class Restoration(NamedTuple):
@@ -39,17 +43,19 @@ class Generator(nn.Module):
         prompt_image: Tensor | None = None,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        blend: Blend | None = None,
     ) -> Restoration:
-        """Restore `lq` (B,3,H,W) in [0,1].
+        """Eq. 3: restore `lq` (B,3,H,W) in [0,1]. Training and inference both call this.
 
         The prompt is the one given, or extracted from `prompt_image` (training with HQ prompts), or from `lq`.
         `sample` draws the latent from the encoder's posterior, as OSEDiff does; otherwise its mean is taken and the
-        same image gives the same result.
+        same image gives the same result. `blend(denoise, z_lq)` predicts the noise of a large latent tile by tile.
         """
         if prompt is None:
             prompt = self.prompt_extractor(lq if prompt_image is None else prompt_image)
         z_lq = self.encode(lq, sample, generator)
-        z_hat = self.to_z_hat(z_lq, self.denoise(z_lq, prompt))
+        denoise = partial(self.denoise, prompt=prompt)
+        z_hat = self.to_z_hat(z_lq, denoise(z_lq) if blend is None else blend(denoise, z_lq))  # Eq. 2
         return Restoration(self.decode(z_hat), z_hat, prompt)
 
     def encode(self, image: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:

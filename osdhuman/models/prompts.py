@@ -49,6 +49,7 @@ class PromptConfig(Config):
 
     kind: Literal["hfie", "dape", "null"] = "hfie"
     source: Literal["lq", "hq"] = "lq"  # what the extractor sees at training; when restoring it is always the LQ image
+    training: Literal["same", "ram"] = "same"  # ram (of dape): train with plain RAM tags, restore with DAPE, as OSEDiff
     encoder: str | None = None  # RAM's official .pth, or a folder of save_ram_encoder (hfie only); null: the base's own
     ram: RAMConfig | None = None  # null: what the encoder's folder says, else RAM's own sizes
     hfie: HFIEConfig = HFIEConfig()
@@ -57,6 +58,14 @@ class PromptConfig(Config):
     tag_list: str | None = None  # one tag per line
     tag_thresholds: str | None = None  # one number per line
     text: str = ""  # the user's words, added to the tags when restoring
+
+    @model_validator(mode="after")
+    def _ram_tags_need_dape(self) -> "PromptConfig":
+        if self.training == "ram" and (self.kind != "dape" or self.dape is None):
+            raise ValueError(
+                "training 'ram' trains with plain RAM tags and restores with DAPE: set kind 'dape' and dape"
+            )
+        return self
 
 
 class PromptExtractor(nn.Module):

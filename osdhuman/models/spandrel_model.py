@@ -45,7 +45,7 @@ class SpandrelModel(nn.Module):
         self.network = descriptor.model.eval().requires_grad_(False)
         self.scale: int = descriptor.scale
         self.architecture: str = descriptor.architecture.name
-        self.tileable: bool = descriptor.tiling == _spandrel().ModelTiling.SUPPORTED
+        self.tileable: bool = descriptor.tiling == import_spandrel().ModelTiling.SUPPORTED
         self._descriptor, self._channels = descriptor, channels[0]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def load_spandrel(path: str | Path) -> SpandrelModel:
 
 def model_from_state(state: dict[str, Tensor], source: str) -> SpandrelModel:
     """The same from tensors under one of the names that spandrel knows; `source` names them in errors."""
-    spandrel = _spandrel()
+    spandrel = import_spandrel()
     try:
         descriptor = spandrel.ModelLoader().load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
@@ -99,7 +99,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}. {KNOWN}")
     read = read_safetensors if path.suffix.lower() == ".safetensors" else read_content
     content = read(path, KNOWN)
-    state = _spandrel().canonicalize_state_dict(content) if isinstance(content, dict) else content
+    state = import_spandrel().canonicalize_state_dict(content) if isinstance(content, dict) else content
     if not state or not is_state(state):
         raise ValueError(
             f"{path} must hold a dictionary of tensors, plain or under 'params_ema', 'params', 'model', ..."
@@ -107,8 +107,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _spandrel() -> ModuleType:
+def import_spandrel() -> ModuleType:
+    """The library. Raises ImportError that says how to install it."""
     try:
         return import_module("spandrel")
     except ModuleNotFoundError:
-        raise ImportError("a model of another architecture needs spandrel: `pip install spandrel`") from None
+        raise ImportError("this model needs the library spandrel: pip install 'osdhuman[methods]'") from None

@@ -3,15 +3,20 @@
 Latents `z_hat`, `z_t` and noises are (B,C,h,w), latents already scaled by the VAE's factor; timesteps `t` int64 (B,);
 `abar` float32 (T,). Images are (B,3,H,W) in [0,1]. Every sum is taken in float32.
 
-Eq. 6 is written with noises. We compute it, like OSEDiff which the paper follows, with the clean latents that the
-noises imply; the two differ by the factor sqrt((1 - abar_t) / abar_t), and `lambda_vsd` depends on this choice.
+Eq. 6 has two forms here. `noise` is the formula as the paper prints it. `x0`, the default, is what OSEDiff's code
+computes, which the paper says it follows: clean latents in place of noises. The numerators differ by the factor
+sqrt((1 - abar_t) / abar_t), the denominators are different distances, and `lambda_vsd` depends on the choice.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from osdhuman.models.diffusion import x0_from_noise
+
+VSDForm = Literal["x0", "noise"]
 
 
 def classifier_free_guidance(negative: Tensor, positive: Tensor, scale: float) -> Tensor:
@@ -20,29 +25,46 @@ def classifier_free_guidance(negative: Tensor, positive: Tensor, scale: float) -
 
 
 def vsd_direction(
-    z_hat: Tensor, z_t: Tensor, t: Tensor, noise_pretrained: Tensor, noise_finetuned: Tensor, abar: Tensor
+    z_hat: Tensor,
+    z_t: Tensor,
+    t: Tensor,
+    noise_pretrained: Tensor,
+    noise_finetuned: Tensor,
+    abar: Tensor,
+    form: VSDForm = "x0",
 ) -> Tensor:
-    """The bracket of Eq. 6, the direction `G` (B,C,h,w) in which VSD pushes `z_hat`; carries no gradient.
+    """The fraction in Eq. 6, the direction `G` (B,C,h,w) in which VSD pushes `z_hat`; carries no gradient.
 
-    With `x0` the clean latents implied by each noise prediction for `z_t`,
-    `G = (x0_finetuned - x0_pretrained) / mean |z_hat - x0_pretrained|`, the mean being taken per image.
-    Its sign is that of `noise_pretrained - noise_finetuned`; it is zero where both regularizers agree.
+    `noise`: `G = (noise_pretrained - noise_finetuned) / mean |noise_pretrained - z_hat|`, as Eq. 6 is printed.
+    `x0`: `G = (x0_finetuned - x0_pretrained) / mean |z_hat - x0_pretrained|`, with `x0` the clean latents implied by
+    each noise prediction for `z_t`. The mean is taken per image. Both have the sign of `noise_pretrained -
+    noise_finetuned` and are zero where the regularizers agree.
     """
     with torch.no_grad():
-        x0_pretrained = x0_from_noise(z_t, noise_pretrained, t, abar)
-        x0_finetuned = x0_from_noise(z_t, noise_finetuned, t, abar)
-        distance = (z_hat.float() - x0_pretrained).abs().mean(dim=(1, 2, 3), keepdim=True)
-        return (x0_finetuned - x0_pretrained) / distance
+        if form == "noise":
+            difference = noise_pretrained.float() - noise_finetuned.float()
+            distance = noise_pretrained.float() - z_hat.float()
+        else:
+            x0_pretrained = x0_from_noise(z_t, noise_pretrained, t, abar)
+            difference = x0_from_noise(z_t, noise_finetuned, t, abar) - x0_pretrained
+            distance = z_hat.float() - x0_pretrained
+        return difference / distance.abs().mean(dim=(1, 2, 3), keepdim=True)
 
 
 def vsd_loss(
-    z_hat: Tensor, z_t: Tensor, t: Tensor, noise_pretrained: Tensor, noise_finetuned: Tensor, abar: Tensor
+    z_hat: Tensor,
+    z_t: Tensor,
+    t: Tensor,
+    noise_pretrained: Tensor,
+    noise_finetuned: Tensor,
+    abar: Tensor,
+    form: VSDForm = "x0",
 ) -> Tensor:
     """Eq. 6 as a loss: its value is `mean(G^2)`, its gradient for `z_hat` is `2 G / numel(z_hat)`.
 
-    `G` is `vsd_direction`; `numel` counts the whole batch, and there is no factor 1/2.
+    `G` is `vsd_direction`; `numel` counts the whole batch, and there is no factor 1/2 (OSEDiff's reduction).
     """
-    direction = vsd_direction(z_hat, z_t, t, noise_pretrained, noise_finetuned, abar)
+    direction = vsd_direction(z_hat, z_t, t, noise_pretrained, noise_finetuned, abar, form)
     return F.mse_loss(z_hat.float(), (z_hat.float() - direction).detach())
 
 

@@ -1,13 +1,12 @@
 """Perceptual losses on images: the second term of Eq. 4."""
 
-import contextlib
-import sys
 import warnings
-from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from osdhuman.metrics.backends.stlpips import shift_tolerant_lpips
 
 PerceptualName = Literal["lpips", "stlpips", "none"]
 
@@ -40,7 +39,7 @@ def build_perceptual(name: PerceptualName) -> nn.Module:
     if name == "none":
         return NoPerceptualLoss()
     if name == "stlpips":
-        return PerceptualLoss(_shift_tolerant_lpips())
+        return PerceptualLoss(shift_tolerant_lpips())
     if name == "lpips":
         return PerceptualLoss(_lpips())
     raise ValueError(f"perceptual loss must be lpips, stlpips or none, got {name!r}")
@@ -58,25 +57,3 @@ def _lpips() -> nn.Module:
             f"LPIPS needs torchvision's VGG-16 weights, and downloading them failed ({error}). Put vgg16-397923af.pth "
             f"into {torch.hub.get_dir()}/checkpoints, or train with perceptual=stlpips, whose weights are installed"
         ) from error
-
-
-def _shift_tolerant_lpips() -> nn.Module:
-    with _debugging_imports_absent():
-        from stlpips_pytorch import stlpips
-
-    return stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
-
-
-@contextlib.contextmanager
-def _debugging_imports_absent():
-    """stlpips_pytorch imports two debugging aids that it never calls and does not declare: stand in for them."""
-    aids = {"IPython": "embed", "torchsummary": "summary"}
-    missing = [name for name in aids if name not in sys.modules]
-    for name in missing:
-        sys.modules[name] = ModuleType(name)
-        setattr(sys.modules[name], aids[name], None)
-    try:
-        yield
-    finally:
-        for name in missing:
-            del sys.modules[name]

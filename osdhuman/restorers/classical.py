@@ -1,6 +1,6 @@
 """What needs no network: the input itself, bicubic enlargement, and OpenCV's filters. None of them uses its seeds.
 
-The filters work on 8 bits; their default strengths are those in the middle of what benchmarks/fidelity.py tries.
+The filters work on 8 bits; their default strengths are those in the middle of what configs/eval/fidelity.yaml tries.
 """
 
 from collections.abc import Sequence

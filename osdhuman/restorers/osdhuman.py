@@ -1,38 +1,20 @@
-"""OSDHuman as a restorer, and the settings that one-step restorers have in common."""
+"""OSDHuman as a restorer."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from osdhuman.files import file_sha256
-from osdhuman.inference.config import RestoreConfig
 from osdhuman.inference.tensors import restore_tensor
-from osdhuman.machine import find_device
 from osdhuman.pretrained import OSDHuman, find_model
-
-
-class OneStepSettings(RestoreConfig):
-    """Where and how a one-step restorer runs.
-
-    The size of the result is the input's, and batch and files are the caller's, so these fields cannot be set.
-    """
-
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    upscale: Literal[1] = 1
-    batch_size: Literal[1] = 1
-    format: Literal["png"] = "png"
-    overwrite: Literal[False] = False
-
-    def resolved(self) -> "OneStepSettings":
-        """The same with `device` named."""
-        return self.model_copy(update={"device": find_device(self.device)})
+from osdhuman.restorers.one_step import OneStepSettings, generator_parts
 
 
 class OSDHumanSettings(OneStepSettings):
+    """Which model, and where its parts are."""
+
     model: str = "tiny"  # "tiny", a model folder or a hub id
     base: str | None = None  # null: as the model says
     encoder: str | None = None  # RAM; null: as the model says
@@ -51,7 +33,7 @@ class OSDHumanRestorer:
         changes = {"base": settings.base, "encoder": settings.encoder}
         self.model = OSDHuman.from_pretrained(
             self.folder,
-            dtype=getattr(torch, settings.dtype),
+            dtype=self.settings.dtype,
             device=self.settings.device,
             merge=settings.merge,
             **{name: path for name, path in changes.items() if path is not None},
@@ -73,11 +55,6 @@ class OSDHumanRestorer:
             "trained_parameters": _elements(self.folder / "model.safetensors"),
             "merged": self.settings.merge,
         }
-
-
-def generator_parts(generator: nn.Module) -> dict[str, nn.Module]:
-    """The networks of a one-step generator."""
-    return {"prompt": generator.prompt_extractor, "unet": generator.unet, "vae": generator.vae}
 
 
 def _elements(path: Path) -> int:

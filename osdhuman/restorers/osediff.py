@@ -26,7 +26,7 @@ from osdhuman.models.checkpoint import is_state, read_content
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora, unet_lora_layers, vae_lora_layers
 from osdhuman.models.prompts import PromptConfig, build_prompt_extractor
-from osdhuman.restorers.osdhuman import OneStepSettings, generator_parts
+from osdhuman.restorers.one_step import OneStepSettings, generator_parts
 
 if TYPE_CHECKING:
     from osdhuman.models.base import Base
@@ -70,7 +70,7 @@ class OSEDiffGenerator(Generator):
     seed = 0
 
     def encode(self, image: Tensor, sample: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        return super().encode(image, sample, generator or torch.Generator().manual_seed(self.seed))
+        return super().encode(image, True, generator or torch.Generator().manual_seed(self.seed))
 
 
 class OSEDiff:
@@ -82,7 +82,7 @@ class OSEDiff:
     def __init__(self, settings: OSEDiffSettings):
         self.settings = settings.resolved()
         content = read_osediff(settings.weights)  # before the base, whose loading takes long
-        base = load_base(settings.base, getattr(torch, settings.dtype), text=True)
+        base = load_base(settings.base, getattr(torch, self.settings.dtype), text=True)
         self.fingerprint = base.fingerprint
         self.trained = _trained_parameters(content)
         self.generator = build_osediff(content, base, settings.prompt).to(self.settings.device)

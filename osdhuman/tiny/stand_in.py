@@ -17,7 +17,7 @@ from osdhuman.files import replacing
 from osdhuman.images import load_rgb
 from osdhuman.models.ram import load_ram_encoder
 from osdhuman.models.tagging import TaggingConfig, TaggingHead
-from osdhuman.train.config import TrainConfig
+from osdhuman.recipes.osdhuman import OSDHumanTraining
 
 WORDS = tuple("abcdefghijklmnop")
 PICTURES = 16  # from which the thresholds are taken
@@ -34,7 +34,7 @@ OFFICIAL = {  # RAM's names of the parts of a tagging layer
 }
 
 
-def with_dape_stand_in(training: TrainConfig) -> TrainConfig:
+def with_dape_stand_in(training: OSDHumanTraining) -> OSDHumanTraining:
     """`training` with a `dape` prompt from files written to <run>/../stand_in; those that are there are taken."""
     from osdhuman.models.base import load_base
 
@@ -57,7 +57,7 @@ def with_dape_stand_in(training: TrainConfig) -> TrainConfig:
         "tag_thresholds": str(folder / "thresholds.txt"),
     }
     model = training.model.model_dump() | {"base": str(folder / "base"), "prompt": prompt}
-    return TrainConfig.model_validate(training.model_dump() | {"model": model})
+    return OSDHumanTraining.model_validate(training.model_dump() | {"model": model})
 
 
 def _write_base(base: Path, folder: Path, width: int) -> None:
@@ -98,7 +98,7 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _write_ram(encoder: torch.nn.Module, sizes: TaggingConfig, training: TrainConfig, folder: Path) -> None:
+def _write_ram(encoder: torch.nn.Module, sizes: TaggingConfig, training: OSDHumanTraining, folder: Path) -> None:
     """ram.pth under RAM's official names, tags.txt and thresholds.txt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -116,7 +116,7 @@ def _write_ram(encoder: torch.nn.Module, sizes: TaggingConfig, training: TrainCo
 
 
 @torch.no_grad()
-def _median_scores(encoder: torch.nn.Module, head: TaggingHead, training: TrainConfig) -> Tensor:
+def _median_scores(encoder: torch.nn.Module, head: TaggingHead, training: OSDHumanTraining) -> Tensor:
     """(tags,): the median over some training pictures of each word's score in [0,1]."""
     from osdhuman.data.samples import list_samples
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,7 +34,9 @@ from osdhuman.models.diffusion import add_noise, alphas_cumprod
 from osdhuman.models.prompts import HFIE, HFIEConfig
 from osdhuman.models.ram import RAMConfig, RAMEncoder, save_ram_encoder
 from osdhuman.tiny.linear_start import start_as_identity, start_as_linear_code
+from osdhuman.train.precision import autocast, choose_precision
 
+CPU = torch.device("cpu")
 UNSEEN = 10**6  # numbers of batches that no stage trains on
 
 
@@ -65,6 +68,7 @@ class TinyBaseConfig(Config):
     vae: StageConfig = StageConfig(steps=1200, batch_size=4, crop=64, lr=5e-4)
     unet: StageConfig = StageConfig(steps=900, batch_size=12, crop=96, lr=6e-4)
     degradation: DegradationConfig = DegradationConfig()
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # the carried base was made with bf16
 
 
 def build_vae(config: TinyBaseConfig) -> nn.Module:
@@ -166,7 +170,7 @@ def _train_vae(vae: nn.Module, crops: Crops, config: TinyBaseConfig) -> None:
             "kl": config.kl_weight * posterior.kl().float().mean() / posterior.mean[0].numel(),
         }
 
-    _optimise(vae, [vae], loss, config.vae, "vae")
+    _optimise(vae, [vae], loss, config.vae, "vae", config.mixed_precision)
     with torch.no_grad():
         z = torch.cat([vae.encode(crops(UNSEEN + k, 16, 128) * 2 - 1).latent_dist.mode() for k in range(8)])
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
@@ -209,7 +213,7 @@ def _train_unet(output: Path, crops: Crops, config: TinyBaseConfig) -> None:
             "regions": 0.1 * F.mse_loss(nets["regions"](tokens[:, 1:]).float(), regions),
         }
 
-    ema = _optimise(nets, [nets["unet"], nets["encoder"]], loss, config.unet, "unet")
+    ema = _optimise(nets, [nets["unet"], nets["encoder"]], loss, config.unet, "unet", config.mixed_precision)
     save_ram_encoder(ema["encoder"].half(), output / "encoder")
     save_file({"null_prompt": ema.null_prompt.detach().contiguous()}, output / "null_prompt.safetensors")
     DDPMScheduler(
@@ -224,17 +228,19 @@ def _optimise(
     loss: Callable[[nn.Module, int], dict[str, Tensor]],
     stage: StageConfig,
     name: str,
+    mixed_precision: str,
 ) -> nn.Module:
-    """AdamW with warm-up and cosine decay under bfloat16 autocast; `model` ends with, and returns, its average."""
+    """AdamW with warm-up and cosine decay; `model` ends with, and returns, its average."""
     for module in convolutional:
         module.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.01, betas=(0.9, 0.99))
+    precision = choose_precision(mixed_precision, CPU)
     bar, start = tqdm(range(stage.steps), desc=name), time.time()
     for step in bar:
         warm, done = min(1, (step + 1) / 100), step / stage.steps
         optimizer.param_groups[0]["lr"] = stage.lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(precision, CPU):
             terms = loss(model, step)
         sum(terms.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,70 +1,80 @@
-"""What a run tells while it goes: progress bar, trackers, and a stop where a loss is no longer a number."""
+"""What a run reports while it trains: progress bar, trackers, skipped images; and a stop at a non-finite loss."""
 
+import json
 import math
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from osdhuman.train.loop import Trainer
+from osdhuman.train.config import TrainConfig
 
 
 class Log:
     """After each step: check and average the losses, move the progress bar, pass means to the trackers."""
 
-    def __init__(self, trainer: "Trainer"):
-        self.trainer, self.sums = trainer, {}
+    def __init__(self, config: TrainConfig, accelerator, step: int, check_gradients: bool = True):
+        self.config, self.accelerator, self.check_gradients = config, accelerator, check_gradients
+        self.sums: dict[str, float] = {}
         self.steps, self.seconds, self.started = 0, 0.0, 0.0
-        main, total = trainer.accelerator.is_main_process, trainer.config.max_steps
-        self.bar = tqdm(total=total, initial=trainer.step, disable=not main, unit="step", dynamic_ncols=True)
-        self.epoch_end = math.ceil(len(trainer.images) / trainer.config.batch_size)
+        main = accelerator.is_main_process
+        self.bar = tqdm(total=config.max_steps, initial=step, disable=not main, unit="step", dynamic_ncols=True)
 
     def start_step(self) -> None:
         """Validation and saving do not count in images/s."""
         self.started = time.perf_counter()
 
-    def __call__(self, losses: dict[str, Tensor]) -> None:
-        trainer = self.trainer
-        names = list(losses)
-        values = self.gather(torch.stack([losses[name].detach().float() for name in names]))
-        losses = dict(zip(names, values, strict=True))
-        check_finite(losses, trainer.step, gradients=trainer.config.mixed_precision != "fp16")
+    def __call__(self, losses: dict[str, float], step: int) -> None:
+        """Take the losses of `step`, means over all processes. Raises FloatingPointError if one is not finite."""
+        check_finite(losses, step, self.check_gradients)
         add_losses(self.sums, losses)
         self.steps += 1
         self.seconds += time.perf_counter() - self.started
         self.bar.update()
-        if trainer.step % trainer.config.log_every == 0:
-            self.report()
-        if trainer.step == self.epoch_end:
-            self.report_skipped()
+        if step % self.config.log_every == 0:
+            self.report(step)
 
-    def gather(self, values: Tensor) -> list[float]:
-        """Means over the processes, and with them the request of any one to stop: one exchange, one wait."""
-        trainer = self.trainer
-        stop = torch.tensor([float(trainer.stop_requested)], device=values.device)
-        *means, stop = trainer.accelerator.reduce(torch.cat([values, stop]), "mean").tolist()
-        trainer.stopping = stop > 0
-        return means
-
-    def report(self) -> None:
-        trainer = self.trainer
+    def report(self, step: int) -> None:
         means = {name: value / self.steps for name, value in self.sums.items()}
-        means["images/s"] = trainer.config.batch_size * self.steps / self.seconds
+        means["images/s"] = self.config.batch_size * self.steps / self.seconds
         shown = {name: f"{value:.4g}" for name, value in means.items() if "gradient" not in name}
         self.bar.set_postfix(shown)
-        trainer.accelerator.log({f"train/{name}": value for name, value in means.items()}, trainer.step)
+        self.accelerator.log({f"train/{name}": value for name, value in means.items()}, step)
         self.sums, self.steps, self.seconds = {}, 0, 0.0
 
-    def report_skipped(self) -> None:
-        trainer = self.trainer
-        path = trainer.config.run / "skipped.txt"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        names = {line.partition("\t")[0] for line in lines}
-        if names:
-            trainer.say(f"{len(names)} of {len(trainer.images)} training images could not be used: see {path}")
+    def close(self) -> None:
+        self.bar.close()
+
+
+class SkippedImages:
+    """Training images that could not be used, each once, in a file of one JSON object a line: path and reason."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.known = set(self.reasons())
+
+    def reasons(self) -> dict[str, str]:
+        """Path -> reason, of all processes and of earlier runs in the same folder."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        records = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may cut the last line
+        return {record["path"]: record["reason"] for record in records}
+
+    def add(self, skipped: dict[str, str]) -> None:
+        if new := {path: reason for path, reason in skipped.items() if path not in self.known}:
+            self.known |= new.keys()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+
+    def summary(self, total: int) -> str | None:
+        """One line with counts by reason, or None if no image was skipped."""
+        reasons = self.reasons()
+        if not reasons:
+            return None
+        counts = Counter(reason.partition(":")[0] for reason in reasons.values())
+        kinds = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        return f"{len(reasons)} of {total} training images could not be used ({kinds}): see {self.path}"
 
 
 def add_losses(sums: dict, losses: dict, weight: float = 1.0) -> None:
@@ -77,7 +87,7 @@ def add_losses(sums: dict, losses: dict, weight: float = 1.0) -> None:
 def check_finite(losses: dict[str, float], step: int, gradients: bool = True) -> None:
     """Raise FloatingPointError naming the first term that is not finite.
 
-    In fp16 a gradient may overflow; the scaler then skips the step, so gradients are not looked at.
+    In fp16 a gradient may overflow; the scaler then skips the step, so gradients are not checked.
     """
     for name, value in losses.items():
         if not math.isfinite(value) and (gradients or "gradient" not in name):

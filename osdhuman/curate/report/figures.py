@@ -88,12 +88,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means of one data set: measured in this run, and as the paper prints them."""
+    """Means of one data set, measured over `images` of a kind (`unit`), and as the paper prints them."""
 
     name: str
     images: int
     measured: Mapping[str, float]
     paper: Mapping[str, float]
+    unit: str = ""  # what an image is here: a crop, a whole image; "" where nothing was measured
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing
@@ -110,7 +111,7 @@ def draw_scores(figure: "Figure", theme: Theme, rows: Sequence[Scores], metrics:
                 axis.plot(row.paper[metric.name], place, "D", ms=5.5, mfc="none", mec=colour, mew=1, alpha=0.75)
             if metric.name in row.measured:
                 axis.plot(row.measured[metric.name], place, "o", ms=7, color=colour)
-        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.set_yticks(range(len(rows)), [plain(row.name) for row in rows])
         axis.set_title(metric.title)
         axis.grid(axis="both")
         axis.tick_params(length=0)
@@ -131,6 +132,11 @@ def _markers(figure: "Figure", theme: Theme) -> None:
     figure.legend(handles=[this, paper], loc="outside upper right", ncols=2, labelcolor=theme.muted)
 
 
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def right_is_better(axis: "Axes", metric: Metric) -> None:
     """Let the axis of a metric run so that better values stand on the right, and say so."""
     axis.xaxis.set_inverted(not metric.higher_is_better)
@@ -143,7 +149,7 @@ def draw_survivors(figure: "Figure", theme: Theme, account: Mapping[str, Any]) -
     heights = [len(reasons) + 2 for reasons in dropped]
     figure.set_size_inches(WIDTH, 0.8 + 0.26 * sum(heights))
     panels = figure.subplots(2, 1, height_ratios=heights)
-    for axis, kind, unit in zip(panels, ("images", "boxes"), ("pictures", "boxes of persons"), strict=True):
+    for axis, kind, unit in zip(panels, ("images", "boxes"), ("images", "boxes of persons"), strict=True):
         _waterfall(axis, theme, account[kind], unit)
     panels[0].barh(heights[0] - 1, account["images"]["kept"], color=theme.run, height=0.62)
     left = 0
@@ -216,8 +222,8 @@ def draw_sharpness(figure: "Figure", theme: Theme, histogram: Histogram, thresho
         axis.set_xscale("log")
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", color=theme.ink)
-    axes[-1].set_xlabel("variance of the Laplacian (grey levels²), share of pictures; sharper →")
+        axis.set_ylabel(plain(name), rotation=0, ha="right", va="center", color=theme.ink)
+    axes[-1].set_xlabel("variance of the Laplacian (grey levels²), share of images; sharper →")
 
 
 def draw_score_distributions(
@@ -247,7 +253,7 @@ def draw_score_distributions(
 
 
 def draw_contact_sheet(figure: "Figure", theme: Theme, sheet: np.ndarray) -> None:
-    """Fig. 6: pictures side by side, uint8 RGB (H,W,3)."""
+    """Fig. 6: images side by side, uint8 RGB (H,W,3)."""
     figure.set_size_inches(WIDTH, WIDTH * sheet.shape[0] / sheet.shape[1])
     figure.set_layout_engine("none")
     axis = figure.add_axes((0, 0, 1, 1))
