@@ -340,7 +340,7 @@ def test_another_rank_is_named_with_whose_it_is(tmp_path):
 
 def test_a_file_without_lora_is_named(tmp_path):
     save_file({name: t.contiguous() for name, t in toy_unet().state_dict().items()}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="seems to be a UNet or ControlNet of diffusers"):
+    with pytest.raises(ValueError, match="seems to be a plain UNet"):
         read_unet_lora(tmp_path / "w.safetensors")
 
 

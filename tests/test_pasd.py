@@ -19,7 +19,7 @@ from controlled_toys import (
 )
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from osdhuman.models.controlled.checkpoint import load_exactly, seems_to_be
+from osdhuman.models.controlled.checkpoint import load_exactly
 from osdhuman.models.controlled.pasd import (
     PASD_CONTROLNET,
     PASD_UNET,
@@ -41,6 +41,7 @@ from osdhuman.models.controlled.pasd_pipeline import (
     sample_pasd,
     second_noise,
 )
+from osdhuman.models.known_files import seems_to_be
 
 TINY = {**UNET, "attention_head_dim": 8}
 NETS, PIPELINE = golden("pasd_unet_controlnet"), golden("pasd_pipeline")

@@ -243,10 +243,10 @@ def test_an_unknown_tensor_is_an_error_that_names_it():
         (official("unet_lq256"), "a ResShift UNet of width 160 .* an LQ 4 times the latent's size"),
         (dict(SwinUNet(TINY_UNET).state_dict()), "a ResShift UNet of width 32"),
         (official("vq_f4"), "a VQ-f4 autoencoder of 8192 codes of 3 channels"),
-        ({"model.diffusion_model.out.2.weight": torch.zeros(1)}, "a latent diffusion model"),
-        ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a diffusers UNet"),
+        ({"model.diffusion_model.out.2.weight": torch.zeros(1)}, "a whole Stable Diffusion checkpoint"),
+        ({"down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "a UNet or ControlNet of diffusers"),
         ({"conv_first.weight": torch.zeros(1)}, "an image restoration network"),
-        ({"fc.weight": torch.zeros(1)}, r"an unknown network \(fc\.weight, \.\.\.\)"),
+        ({"fc.weight": torch.zeros(1)}, r"something unknown \(fc\.weight, \.\.\.\)"),
         ({}, "an empty checkpoint"),
     ],
 )

@@ -20,7 +20,7 @@ from controlled_toys import (
 from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from osdhuman.models.controlled.checkpoint import load_exactly, seems_to_be
+from osdhuman.models.controlled.checkpoint import load_exactly
 from osdhuman.models.controlled.pasd import PASD_UNET, PASDUNet
 from osdhuman.models.controlled.seesr import (
     PUBLISHED,
@@ -40,6 +40,7 @@ from osdhuman.models.controlled.seesr_pipeline import (
     seesr_prompt,
 )
 from osdhuman.models.controlled.steps import decode, encode
+from osdhuman.models.known_files import seems_to_be
 
 TINY = {**UNET, "attention_head_dim": [2, 4, 8, 8], "use_linear_projection": True}
 NETS, PIPELINE = golden("seesr_unet_controlnet"), golden("seesr_pipeline")

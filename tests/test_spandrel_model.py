@@ -11,7 +11,7 @@ from osdhuman.images import resize
 from osdhuman.models.realesrgan_ncnn import rrdbnet_names
 from osdhuman.models.spandrel_model import load_spandrel, model_from_state
 
-spandrel = pytest.importorskip("spandrel", reason="needs spandrel: pip install spandrel")
+spandrel = pytest.importorskip("spandrel", reason="needs spandrel: pip install 'osdhuman[methods]'")
 
 
 def esrgan(channels=3, width=8, seed=0):
@@ -102,7 +102,7 @@ def test_its_weights_move_with_the_module():
 
 def test_a_missing_spandrel_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(ImportError, match="needs spandrel: `pip install spandrel`"):
+    with pytest.raises(ImportError, match=r"needs the library spandrel: pip install 'osdhuman\[methods\]'"):
         model_from_state(esrgan(), "toy")
 
 

@@ -7,6 +7,15 @@ from collections.abc import Callable
 SETTINGS, INTERRUPTED, TERMINATED = 2, 130, 143  # exit codes
 
 
+# Libraries that restoring with OSDHuman does not need, by the extra of pyproject.toml that brings them.
+EXTRAS = {
+    "methods": {"spandrel"},
+    "train": {"lpips", "stlpips_pytorch", "tensorboard"},
+    "eval": {"matplotlib", "polars", "scipy", "stlpips_pytorch"},
+    "curate": {"duckdb", "ijson", "matplotlib", "onnxruntime", "polars", "pyarrow"},
+}
+
+
 class Terminated(BaseException):
     """SIGTERM reached this process; not an Exception, so that no handler of errors takes it for one."""
 
@@ -25,13 +34,23 @@ def run_command(
     try:
         return work()
     except errors as error:
-        return _end(f"{name}: {error}", SETTINGS)
+        return _end(f"{name}: {_missing_extra(error, name) or error}", SETTINGS)
     except KeyboardInterrupt:
         return _end(f"{name}: interrupted; {progress()}", INTERRUPTED)
     except Terminated:
         return _end(f"{name}: terminated; {progress()}", TERMINATED)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _missing_extra(error: Exception, command: str) -> str | None:
+    """How to install a library that is missing, if an extra brings it; of several extras the command's own."""
+    library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extras = [extra for extra, libraries in EXTRAS.items() if library in libraries]
+    if not extras:
+        return None
+    own = "curate" if command == "hq_acf" else command
+    return f"{library} is not installed; pip install 'osdhuman[{own if own in extras else extras[0]}]'"
 
 
 def _end(message: str, code: int) -> int:

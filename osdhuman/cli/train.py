@@ -8,6 +8,7 @@ code: 0 finished; 2 something is wrong or missing; 130 Ctrl-C; 143 stopped by SI
 """
 
 import argparse
+from importlib.util import find_spec
 
 from osdhuman.cli.command import TERMINATED, run_command
 from osdhuman.config import dump_config
@@ -27,6 +28,8 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dump_config(config), end="")
         return 0
+    if "tensorboard" in config.trackers and find_spec("tensorboard") is None:  # accelerate would leave it out, silently
+        raise ModuleNotFoundError("tensorboard is not installed", name="tensorboard")
     from osdhuman.train.loop import train
 
     return 0 if train(config, find_recipe(config.recipe)).finished else TERMINATED

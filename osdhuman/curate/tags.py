@@ -22,7 +22,8 @@ from osdhuman.config import Config
 from osdhuman.files import file_sha256, replacing
 from osdhuman.folders import find_images
 from osdhuman.images import ImageError, load_rgb, resize
-from osdhuman.models.ram import RAMConfig, RAMEncoder, encoder_from_state, read_checkpoint
+from osdhuman.models.checkpoint import read_checkpoint
+from osdhuman.models.ram import RAMConfig, RAMEncoder, encoder_from_state
 from osdhuman.models.tagging import TaggingConfig, TaggingHead, head_from_state, read_tag_list, tags
 from osdhuman.paper import FIGURE_7
 

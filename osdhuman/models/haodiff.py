@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from osdhuman.config import Config
+from osdhuman.models.checkpoint import read_safetensors
 from osdhuman.models.dual_prompt import DualPromptExtractor
 from osdhuman.models.generator import Generator
 from osdhuman.models.known_files import seems_to_be
@@ -85,7 +86,7 @@ def read_unet_lora(path: str | Path, rank: int = 16) -> dict[str, Tensor]:
     Both official styles are read: `unet.<layer>.lora_A.weight` / `lora_B` and `unet.<layer>.lora.down.weight` / `up`.
     Raises FileNotFoundError, or ValueError with what the file seems to be if it is not LoRA of a UNet at this rank.
     """
-    state = _read_safetensors(Path(path))
+    state = read_safetensors(path, PUBLISHED)
     if not state or not all(name.startswith(UNET) and ".lora" in name for name in state):
         raise ValueError(
             f"{path} must hold LoRA of a UNet (unet.<layer>.lora_A.weight, ...), but seems to be {seems_to_be(state)}. "
@@ -118,15 +119,3 @@ def _check_width(what: str, width: int, unet: nn.Module) -> None:
     if width != expected:
         kind = f" (it seems to be made for {BASES[width]})" if width in BASES else ""
         raise ValueError(f"{what} has prompts of width {width}{kind}, the base's UNet takes {expected}. {PUBLISHED}")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. {PUBLISHED}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}. {PUBLISHED}") from error

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from osdhuman.config import Config
-from osdhuman.models.ram import PUBLISHED, RAMConfig, RAMEncoder, encoder_from_state, load_ram_encoder, read_checkpoint
+from osdhuman.models.checkpoint import read_checkpoint
+from osdhuman.models.ram import PUBLISHED, RAMConfig, RAMEncoder, encoder_from_state, load_ram_encoder
 from osdhuman.models.tagging import (
     DAPE_PUBLISHED,
     TaggingConfig,
@@ -195,7 +196,7 @@ def _dape(config: PromptConfig, base: "Base") -> DAPEPrompt:
     tag_list, thresholds = read_tag_list(
         _path(config, "tag_list"), _path(config, "tag_thresholds"), config.tagging.tags
     )
-    state = read_checkpoint(_path(config, "encoder"))
+    state = read_checkpoint(_path(config, "encoder"), PUBLISHED)
     if config.dape is not None:
         state = merge_dape(state, read_checkpoint(config.dape, DAPE_PUBLISHED))
     encoder, head = encoder_from_state(state, config.ram or RAMConfig()), head_from_state(state, config.tagging)

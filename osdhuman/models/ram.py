@@ -5,12 +5,10 @@ keeps patch merging at the start of a stage, RAM at the end of the one before), 
 `save_ram_encoder`, which holds the encoder alone (0.8 GB instead of several).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from osdhuman.config import Config, load_config
 from osdhuman.files import replacing
+from osdhuman.models.checkpoint import load_strictly, read_checkpoint, read_safetensors
 
 PUBLISHED = (
     "RAM's weights are ram_swin_large_14m.pth of the project xinyu1205/recognize-anything (licence Apache-2.0), "
@@ -134,13 +133,13 @@ def load_ram_encoder(path: str | Path, config: RAMConfig | None = None) -> RAMEn
     path = Path(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return _load_extracted(path, config)
-    return encoder_from_state(read_checkpoint(path), config or RAMConfig())
+    return encoder_from_state(read_checkpoint(path, PUBLISHED), config or RAMConfig())
 
 
 def encoder_from_state(state: Mapping[str, Tensor], config: RAMConfig) -> RAMEncoder:
     """Build an encoder from tensors under their official names (others are ignored); see `load_ram_encoder`."""
     encoder = RAMEncoder(config, skip_init=True)
-    load_strictly(encoder, to_timm(state), "RAM encoder")
+    load_strictly(encoder, to_timm(state), "RAM encoder", PUBLISHED)
     return encoder.eval()
 
 
@@ -177,67 +176,7 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def read_checkpoint(
-    path: str | Path, published: str = PUBLISHED, wrappers: Sequence[str] = ("model",)
-) -> dict[str, Tensor]:
-    """Tensors of an official .pth file, under one of `wrappers` or at the top; memory-mapped: unused ones are not read.
-
-    `published` ends each error: where the file is to be had.
-    """
-    content = read_content(path, published)
-    for wrapper in wrappers:
-        content = content.get(wrapper, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        under = " or ".join(map(repr, wrappers))
-        raise ValueError(f"{path} must hold a dictionary of tensors, at the top or under {under}. {published}")
-    return content
-
-
-def read_content(path: str | Path, published: str = PUBLISHED) -> Any:
-    """Whatever a PyTorch file holds, on the CPU. Only tensors and plain values are read: no code in it runs.
-
-    Memory-mapped unless the file has the format of before PyTorch 1.6. Raises FileNotFoundError or ValueError, which
-    end with `published`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. {published}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}. {published}") from error
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, published: str = PUBLISHED) -> None:
-    """Give `module` exactly the tensors of `state`, as float32 and without a copy.
-
-    Raises ValueError that names every tensor which is missing, unexpected or of another shape (the first few of each);
-    `published` ends it: where the file is to be had.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    mistakes = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} instead of {shape}"
-            for name, shape in expected.items()
-            if name in state and tuple(state[name].shape) != shape
-        ],
-    }
-    if any(mistakes.values()):
-        found = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in mistakes.items() if names)
-        raise ValueError(f"these weights do not fit the {what}: {found}. {published}")
-    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-
-
-def _few(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
 def _load_extracted(path: Path, config: RAMConfig | None) -> RAMEncoder:
-    from safetensors.torch import load_file
-
     weights = path / "encoder.safetensors" if path.is_dir() else path
     settings = weights.with_name("config.json")
     if not weights.is_file():
@@ -248,5 +187,5 @@ def _load_extracted(path: Path, config: RAMConfig | None) -> RAMEncoder:
         found = ", ".join(f"{name} {getattr(stored, name)} against {getattr(config, name)}" for name in differing)
         raise ValueError(f"{settings} and the settings disagree: {found}; put the file's values into the settings")
     encoder = RAMEncoder(stored, skip_init=True)
-    load_strictly(encoder, load_file(weights), f"encoder of {settings}")
+    load_strictly(encoder, read_safetensors(weights, PUBLISHED), f"encoder of {settings}", PUBLISHED)
     return encoder.eval()

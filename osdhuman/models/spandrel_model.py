@@ -9,13 +9,13 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from osdhuman.models.checkpoint import is_state, read_content, read_safetensors
 from osdhuman.models.known_files import seems_to_be
-from osdhuman.models.ram import read_content
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -45,7 +45,7 @@ class SpandrelModel(nn.Module):
         self.network = descriptor.model.eval().requires_grad_(False)
         self.scale: int = descriptor.scale
         self.architecture: str = descriptor.architecture.name
-        self.tileable: bool = descriptor.tiling == _spandrel().ModelTiling.SUPPORTED
+        self.tileable: bool = descriptor.tiling == import_spandrel().ModelTiling.SUPPORTED
         self._descriptor, self._channels = descriptor, channels[0]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def load_spandrel(path: str | Path) -> SpandrelModel:
 
 def model_from_state(state: dict[str, Tensor], source: str) -> SpandrelModel:
     """The same from tensors under one of the names that spandrel knows; `source` names them in errors."""
-    spandrel = _spandrel()
+    spandrel = import_spandrel()
     try:
         descriptor = spandrel.ModelLoader().load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
@@ -97,29 +97,19 @@ def model_from_state(state: dict[str, Tensor], source: str) -> SpandrelModel:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}. {KNOWN}")
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_content(path, KNOWN)
-    state = _spandrel().canonicalize_state_dict(content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    read = read_safetensors if path.suffix.lower() == ".safetensors" else read_content
+    content = read(path, KNOWN)
+    state = import_spandrel().canonicalize_state_dict(content) if isinstance(content, dict) else content
+    if not state or not is_state(state):
         raise ValueError(
             f"{path} must hold a dictionary of tensors, plain or under 'params_ema', 'params', 'model', ..."
         )
     return state
 
 
-def _spandrel() -> ModuleType:
+def import_spandrel() -> ModuleType:
+    """The library. Raises ImportError that says how to install it."""
     try:
         return import_module("spandrel")
     except ModuleNotFoundError:
-        raise ImportError("a model of another architecture needs spandrel: `pip install spandrel`") from None
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. {KNOWN}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ImportError("this model needs the library spandrel: pip install 'osdhuman[methods]'") from None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, relu, scaled_dot_product_attention
 
 from osdhuman.config import Config
-from osdhuman.models.ram import load_strictly, read_checkpoint
+from osdhuman.models.checkpoint import load_strictly, read_checkpoint
+from osdhuman.models.ram import PUBLISHED
 
 DAPE_PUBLISHED = "DAPE's LoRA is the file DAPE.pth that the SeeSR project (cswry/SeeSR) publishes with its models"
 
@@ -116,7 +117,7 @@ def read_tag_list(tag_list: str | Path, thresholds: str | Path, count: int) -> t
 
 def load_tagging_head(path: str | Path, config: TaggingConfig | None = None) -> TaggingHead:
     """Read the head from RAM's official checkpoint (or RAM++'s, with `TaggingConfig(descriptions=51)`)."""
-    return head_from_state(read_checkpoint(path), config or TaggingConfig())
+    return head_from_state(read_checkpoint(path, PUBLISHED), config or TaggingConfig())
 
 
 def head_from_state(state: Mapping[str, Tensor], config: TaggingConfig) -> TaggingHead:
@@ -126,7 +127,7 @@ def head_from_state(state: Mapping[str, Tensor], config: TaggingConfig) -> Taggi
     """
     with torch.device("meta"):
         head = TaggingHead(config)
-    load_strictly(head, _renamed(state), "tagging head")
+    load_strictly(head, _renamed(state), "tagging head", PUBLISHED)
     return head.eval()
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from osdhuman.config import Config
-from osdhuman.models.ram import load_strictly
+from osdhuman.models.checkpoint import load_strictly
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # DIV2K's, as in SwinIR; subtracted although the image is in [-1,1]
 REDUCTION = 4  # side of the image per side of the feature grid

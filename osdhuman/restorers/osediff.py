@@ -11,7 +11,6 @@ shrunk; and results are rounded to 8 bits, not truncated.
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +22,7 @@ from osdhuman.images import resize
 from osdhuman.inference.color_fix import ColorFix
 from osdhuman.inference.tensors import restore_tensor
 from osdhuman.models.base import SD21_BASE, load_base
+from osdhuman.models.checkpoint import is_state, read_content
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora, unet_lora_layers, vae_lora_layers
 from osdhuman.models.prompts import PromptConfig, build_prompt_extractor
@@ -135,24 +135,29 @@ def build_osediff(content: Mapping[str, Any], base: "Base", prompt: PromptConfig
 def read_osediff(path: str | Path) -> dict[str, Any]:
     """The published file's dictionary, its names checked. Only tensors and plain values are read: it runs no code.
 
-    Raises ValueError for a missing or unreadable file, and for names that are missing or unknown, with the nearest.
+    Raises FileNotFoundError or ValueError for a missing or unreadable file, and ValueError for names that are missing
+    or unknown, with the nearest, and for values of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"OSEDiff's weights {path} do not exist. {PUBLISHED}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a dictionary of tensors: {reason}. {PUBLISHED}") from error
+    content = read_content(path, PUBLISHED)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected OSEDiff's dictionary. {PUBLISHED}")
     _same(CONTENT, content, f"the content of {path}")
+    if wrong := [name for name, value in content.items() if not _is_of_its_kind(name, value)]:
+        raise ValueError(f"{path} holds values of an unexpected kind: {', '.join(sorted(wrong))}. {PUBLISHED}")
     unet = {name for adapter, layers in LISTS.items() for name in _tensor_names(content[layers], adapter)}
     unet |= {"conv_in.base_layer.weight", "conv_in.base_layer.bias"}
     _same(unet, content["state_dict_unet"], f"state_dict_unet of {path}")
     _same(_tensor_names(content[VAE_LIST], VAE_ADAPTER), content["state_dict_vae"], f"state_dict_vae of {path}")
     return content
+
+
+def _is_of_its_kind(name: str, value: object) -> bool:
+    """Ranks are positive integers, states are tensors by name, lists hold the names of layers."""
+    if name.startswith("rank_"):
+        return isinstance(value, int) and value > 0
+    if name.startswith("state_dict_"):
+        return is_state(value)
+    return isinstance(value, list | tuple | set) and all(isinstance(layer, str) for layer in value)
 
 
 def _tensor_names(layers: Iterable[str], adapter: str) -> set[str]:
@@ -170,7 +175,8 @@ def _trained_parameters(content: Mapping[str, Any]) -> int:
 
 def _same(expected: Iterable[str], found: Iterable[str], what: str) -> None:
     """Raise ValueError unless the names are equal; each missing one is told with the unknown one nearest to it."""
-    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(str(name) for name in set(found) - set(expected))
     if not missing and not unknown:
         return
     lines = [f"{what}: {len(missing)} missing, {len(unknown)} unknown"]

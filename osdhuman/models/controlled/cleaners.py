@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from osdhuman.models.controlled.checkpoint import read_state, seems_to_be
+from osdhuman.models.controlled.checkpoint import read_state
 from osdhuman.models.controlled.sizes import at_least, padded, resized
+from osdhuman.models.known_files import seems_to_be
+from osdhuman.models.spandrel_model import import_spandrel
 
 Kind = Literal["bsrnet", "swinir", "scunet"]
 MIN_SIDE = 512  # of what the second stage sees
@@ -67,12 +69,10 @@ def load_cleaner(path: str | Path, kind: Kind) -> nn.Module:
 
 def cleaner_from_state(state: Mapping[str, Tensor], kind: Kind) -> nn.Module:
     """Build a network of any size from tensors under their official names; errors as in `load_cleaner`."""
-    from spandrel import ModelLoader, UnsupportedModelError
-
-    cleaner = CLEANERS[kind]
+    spandrel, cleaner = import_spandrel(), CLEANERS[kind]
     try:
-        model = ModelLoader(device="cpu").load_from_state_dict({name: t.float() for name, t in state.items()})
-    except (UnsupportedModelError, RuntimeError, KeyError, IndexError, TypeError) as error:
+        model = spandrel.ModelLoader(device="cpu").load_from_state_dict({name: t.float() for name, t in state.items()})
+    except (spandrel.UnsupportedModelError, RuntimeError, KeyError, IndexError, TypeError) as error:
         reason = " ".join((str(error) or type(error).__name__).split()[:40])
         raise ValueError(f"these weights do not fit {kind}: {reason} ... It is {cleaner.published}") from error
     if model.architecture.id != cleaner.architecture:

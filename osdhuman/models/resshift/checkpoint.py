@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from osdhuman.models.ram import load_strictly, read_checkpoint
+from osdhuman.models.checkpoint import load_strictly, read_checkpoint, read_safetensors
+from osdhuman.models.known_files import seems_to_be
 from osdhuman.models.resshift.sampling import Sampler, resshift_latent, sinsr_latent
 from osdhuman.models.resshift.schedule import ScheduleConfig
 from osdhuman.models.resshift.unet import SwinUNet, UNetConfig, attention_mask, relative_position_index
@@ -28,15 +29,6 @@ FIRST_STAGE = "first_stage_model."  # of an autoencoder inside a latent diffusio
 TRAINING_ONLY = ("loss.", "discriminator.", "model_ema.")  # what else an autoencoder's file may hold
 BUFFERS = ("relative_position_index", "attn_mask")
 VQ_FILE = "autoencoder_vq_f4.pth"
-OTHER_NETWORKS = {  # by the start of a name
-    "model.diffusion_model.": "a latent diffusion model (Stable Diffusion, DiffBIR)",
-    "control_model.": "a ControlNet",
-    "down_blocks.": "a diffusers UNet",
-    "input_blocks.": "a UNet without Swin layers",
-    "visual_encoder.": "RAM",
-    "quant_conv.": "a KL autoencoder",
-    "conv_first.": "an image restoration network (RRDBNet, SwinIR)",
-}
 
 
 class Version(NamedTuple):
@@ -126,10 +118,7 @@ def seems(state: Mapping[str, Tensor]) -> str:
         return _unet(state)
     if "quantize.embedding.weight" in state:
         return _autoencoder(state)
-    for name, network in OTHER_NETWORKS.items():
-        if any(key.startswith(name) for key in state):
-            return network
-    return f"an unknown network ({', '.join([*state][:3])}, ...)" if state else "an empty checkpoint"
+    return seems_to_be(state)
 
 
 def _unet(state: Mapping[str, Tensor]) -> str:
@@ -148,11 +137,9 @@ def _autoencoder(state: Mapping[str, Tensor]) -> str:
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
-    if Path(path).suffix != ".safetensors":
-        return read_checkpoint(path, PUBLISHED, WRAPPERS)
-    from safetensors.torch import load_file
-
-    return load_file(path)
+    if Path(path).suffix == ".safetensors":
+        return read_safetensors(path, PUBLISHED)
+    return read_checkpoint(path, PUBLISHED, WRAPPERS)
 
 
 def _without_prefixes(name: str) -> str:
