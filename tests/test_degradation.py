@@ -1,7 +1,5 @@
-"""The degradation: what a sample depends on, what each kernel and stage does, and what freezing a set leaves behind."""
+"""The degradation: what a sample depends on, and what each kernel and stage does."""
 
-import importlib.util
-import json
 from pathlib import Path
 
 import cv2
@@ -28,7 +26,6 @@ from osdhuman.data.degradation import (
     resize,
     sharpen,
 )
-from osdhuman.images import load_rgb, save_png
 
 ROOT = Path(__file__).parents[1]
 KERNELS = {
@@ -329,69 +326,3 @@ def test_impossible_settings_are_refused(changes, message):
 def test_a_wrong_call_says_what_is_wrong(shape, seed, indices, message):
     with pytest.raises(ValueError, match=message):
         Degradation()(torch.zeros(shape), seed, indices)
-
-
-# ---- freezing a set ----
-
-
-@pytest.fixture
-def degrade(tmp_path, hq, monkeypatch):
-    """Runs scripts/degrade.py on a folder with one picture in a sub-folder; returns its exit code."""
-    spec = importlib.util.spec_from_file_location("degrade", ROOT / "scripts" / "degrade.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    save_png(tmp_path / "photos" / "sub" / "one.png", hq[0])
-
-    def run(*options: str) -> int:
-        command = ["degrade.py", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--size", "48", *options]
-        monkeypatch.setattr("sys.argv", command)
-        return script.main()
-
-    return run
-
-
-def test_freezing_writes_pairs_that_verify(degrade):
-    assert (degrade(), degrade("--verify")) == (0, 0)
-
-
-def test_frozen_pairs_have_the_asked_size(degrade, tmp_path):
-    degrade()
-    assert [load_rgb(tmp_path / "out" / kind / "sub" / "one.png").shape for kind in ("hq", "lq")] == [(3, 48, 48)] * 2
-
-
-def test_a_changed_file_does_not_verify(degrade, tmp_path, capsys):
-    degrade()
-    save_png(tmp_path / "out" / "lq" / "sub" / "one.png", torch.zeros(3, 48, 48))
-    assert (degrade("--verify"), "differs from the manifest" in capsys.readouterr().err) == (1, True)
-
-
-def test_adding_pictures_changes_no_pair(degrade, tmp_path, hq):
-    degrade()
-    before = json.loads((tmp_path / "out" / "manifest.json").read_text())["pairs"]["sub/one.png"]
-    save_png(tmp_path / "photos" / "another.png", hq[1])
-    (tmp_path / "out" / "lq" / "sub" / "one.png").unlink()
-    degrade()
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["pairs"]["sub/one.png"] == before
-
-
-def test_existing_pairs_are_not_written_again(degrade, tmp_path):
-    degrade()
-    before = (tmp_path / "out" / "lq" / "sub" / "one.png").stat().st_mtime_ns
-    degrade()
-    assert (tmp_path / "out" / "lq" / "sub" / "one.png").stat().st_mtime_ns == before
-
-
-def test_a_bad_picture_stops_nothing(degrade, tmp_path):
-    (tmp_path / "photos" / "a_bad.jpg").write_text("no picture")
-    assert (degrade(), (tmp_path / "out" / "lq" / "sub" / "one.png").exists()) == (1, True)
-
-
-def test_a_bad_picture_is_named_once_at_the_end(degrade, tmp_path, capsys):
-    (tmp_path / "photos" / "a_bad.jpg").write_text("no picture")
-    degrade()
-    assert capsys.readouterr().err.count("a_bad.jpg") == 1
-
-
-def test_other_settings_need_another_folder(degrade, capsys):
-    degrade()
-    assert (degrade("--seed", "1"), "another seed" in capsys.readouterr().err) == (2, True)
