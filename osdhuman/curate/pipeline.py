@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from osdhuman.config import dump_config
+from osdhuman.config import dump_config, load_yaml
 from osdhuman.curate.config import PRODUCTS, HQACFConfig, refuse_other_settings
 from osdhuman.curate.detect import build_detector
 from osdhuman.curate.engines import Engine, build_engine, read_done, remove_leftovers
@@ -100,11 +100,22 @@ def check_networks(config: HQACFConfig) -> None:
         build_detector(config.detector.model_copy(update={"device": "cpu"}))
 
 
+def _settings_of(path: Path) -> dict:
+    """The settings that an earlier run wrote. Raises ValueError, one line, for a damaged file."""
+    try:
+        settings = load_yaml(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}; delete it or choose out=...") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings; delete it or choose out=...")
+    return settings
+
+
 def claim(config: HQACFConfig) -> None:
     """Make the run folder this run's: refuse other settings, note these, remove what unfinished attempts left."""
     path = config.out / "config.yaml"
     if path.exists():
-        refuse_other_settings(config, yaml.safe_load(path.read_text(encoding="utf-8")))
+        refuse_other_settings(config, _settings_of(path))
     with replacing(path) as part:
         part.write_text(dump_config(config), encoding="utf-8")
     remove_unfinished(config.out)
