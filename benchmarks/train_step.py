@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --model tiny --json benchmarks/results/train_step_tiny.json
     python benchmarks/train_step.py --model full --json benchmarks/results/train_step_full.json
 
-It is one iteration of the recipe, with reading and degrading a photograph. `tiny` follows configs/train/tiny.yaml; `full`
+It is one iteration of the recipe, with reading and degrading an image. `tiny` is configs/train/tiny.yaml; `full`
 the paper's settings at batch 1, on the architecture of the paper with random weights (written once to the temporary
 folder, 5 GB), prompts by RAM's Swin-L and HFIE, guidance 7.5 with a random negative prompt. A row is a size in pixels,
 with /c behind it where gradient checkpointing is on. Other settings are given as in scripts/train.py: key=value.

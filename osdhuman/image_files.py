@@ -180,6 +180,8 @@ def without_metadata(data: bytes) -> tuple[bytes, bytes | None] | None:
         return _bare_png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _bare_jpeg(data), None
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return _bare_avif(data), None
     return None
 
 
@@ -191,7 +193,8 @@ def _bare_png(png: bytes) -> tuple[bytes, bytes | None]:
         whole = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
         if name == b"iCCP" and whole:
             profile = _profile(chunk[8:-4])
-        if name[:1].isupper() or name == b"tRNS" or (name in (b"eXIf", b"acTL", b"fcTL", b"fdAT") and whole):
+        animates = name == b"fdAT" or (name, length) in ((b"acTL", 8), (b"fcTL", 26))
+        if name[:1].isupper() or name == b"tRNS" or (whole and (animates or name == b"eXIf")):
             kept.append(chunk)
         at += 12 + length
     return b"".join(kept), profile
@@ -219,3 +222,9 @@ def _bare_jpeg(jpeg: bytes) -> bytes:
             kept.append(jpeg[at:end])
         at = end
     return b"".join([*kept, jpeg[at:]])
+
+
+def _bare_avif(avif: bytes) -> bytes:
+    """With the EXIF item renamed, so that nobody looks for it; an AVIF is turned by its own box."""
+    head, start, pixels = avif.partition(b"mdat")
+    return head.replace(b"\0\0Exif", b"\0\0none") + start + pixels

@@ -100,7 +100,7 @@ def _read_whole(path: Path, max_pixels: int) -> StoredImage:
             raise
         except Exception:
             raise error from None  # what is wrong with the pixels was said first
-        return replace(image, icc=_fitting(icc, image.gray))
+        return replace(image, icc=_fitting(icc, image.gray) or image.icc)
 
 
 def _reason(error: Exception) -> str:
@@ -209,10 +209,10 @@ def _plain_mode(image: Image.Image, gray: bool, icc: bytes | None) -> tuple[Imag
 def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     if image.mode == "CMYK" and not icc:
         return image.convert("RGB")
-    source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc)
     try:
+        source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc)
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError:  # a damaged profile must not cost the image
+    except (ImageCms.PyCMSError, TypeError):  # a damaged profile must not cost the image
         return image.convert("RGB")
 
 
@@ -229,7 +229,7 @@ def _stored(pixels: np.ndarray, gray: bool, bits: int, icc: bytes | None = None,
 
 def _fitting(icc: bytes | None, gray: bool) -> bytes | None:
     """The profile if it describes the channels that are written."""
-    return icc if icc and icc[16:20] == (b"GRAY" if gray else b"RGB ") else None
+    return icc if isinstance(icc, bytes) and icc[16:20] == (b"GRAY" if gray else b"RGB ") else None
 
 
 def fill_hidden(rgb: Tensor, alpha: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import sys
 import threading
 import warnings
@@ -65,6 +64,8 @@ def peak_of_this_process() -> int:
     if status.exists():  # not getrusage, which on Linux starts from the size of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

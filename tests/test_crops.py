@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from osdhuman.curate.crops import Cut, CutConfig, Square, clip, cut, persons_in, recut, square_of, suppressed
+from osdhuman.curate.crops import Cut, CutConfig, Square, clip, cut, judge, persons_in, recut, square_of, suppressed
 from osdhuman.curate.pixels import resize
-from osdhuman.curate.record import CANDIDATES, Box, ImageRecord, Reason, candidates_frame
+from osdhuman.curate.record import CANDIDATES, Box, Candidate, ImageRecord, Reason, candidates_frame
 
 PHOTOGRAPH = astronaut()
 CONFIG = CutConfig(size=64, min_side=32)
@@ -74,8 +74,67 @@ def test_box_is_clipped_before_its_side_is_taken():
     assert square((100, -50, 140, 50)) == Square(95, 0, 50)
 
 
-def test_square_as_high_as_the_picture_fits_and_one_more_does_not():
-    assert square((0, 0, 300, 40)) == Square(0, 0, 300) and square((0, 0, 301, 40)) is None
+DROP, SHRINK, PAD = (CONFIG.model_copy(update={"overflow": choice}) for choice in ("drop", "shrink", "pad"))
+
+
+def test_square_as_high_as_the_image_fits_and_one_more_does_not():
+    assert square((0, 0, 300, 40), config=DROP) == Square(0, 0, 300)
+    assert square((0, 0, 301, 40), config=DROP) is None
+
+
+def test_by_default_the_square_of_a_box_that_is_too_long_is_shrunk():
+    assert CutConfig().overflow == "shrink"
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((120, 30, 240, 390), Square(0, 30, 300)),  # a standing person: from the head down
+        ((120, 95, 240, 470), Square(0, 95, 300)),
+        ((120, -20, 240, 330), Square(0, 0, 300)),
+    ],
+)
+def test_shrunk_square_begins_at_the_head(box, expected):
+    assert square(box, width=300, height=400, config=SHRINK) == expected
+
+
+def test_shrunk_square_of_a_lying_person_shows_the_middle():
+    assert square((10, 100, 390, 200), config=SHRINK) == Square(50, 0, 300)
+
+
+def test_padded_square_keeps_the_longer_edge_and_lacks_as_much_at_both_sides():
+    assert square((120, 30, 240, 390), width=300, height=400, config=PAD) == Square(-30, 30, 360)
+
+
+@pytest.mark.parametrize(
+    ("config", "inside"), [(SHRINK, 300 / 360), (PAD, 1.0)], ids=lambda value: getattr(value, "overflow", value)
+)
+def test_manifest_says_what_became_of_a_box_that_is_too_long(config, inside):
+    record = ImageRecord("toy", "a.jpg", "1", (Box(120, 30, 240, 390),), width=300, height=400)
+    (row,) = judge(_rows_of(record), record, 300, 400, config)
+    assert (row.reason, row.overflow, row.box_inside) == (None, config.overflow, pytest.approx(inside))
+
+
+def test_box_that_fits_has_no_overflow_and_is_wholly_inside():
+    record = ImageRecord("toy", "a.jpg", "1", (CENTRE,), width=WIDTH, height=HEIGHT)
+    (row,) = judge(_rows_of(record), record, WIDTH, HEIGHT, CONFIG)
+    assert (row.overflow, row.box_inside) == (None, 1.0)
+
+
+def test_shrunk_square_that_does_not_show_its_own_person_does_not_fit():
+    record = ImageRecord("toy", "a.jpg", "1", (Box(10, 0, 90, 201),), width=100, height=400)
+    (row,) = judge(_rows_of(record), record, 100, 400, SHRINK)
+    assert (row.reason, row.detail) == (Reason.NO_FIT, "50% of the box fit, less than cut.visible=50%")
+
+
+def test_shrunk_square_must_be_as_large_as_a_box():
+    record = ImageRecord("toy", "a.jpg", "1", (Box(0, 0, 31, 50),), width=31, height=400)
+    (row,) = judge(_rows_of(record), record, 31, 400, SHRINK)
+    assert (row.reason, row.detail) == (Reason.TOO_SMALL, "31 pixels of its 50 fit into 31x400, less than 32")
+
+
+def _rows_of(record: ImageRecord) -> list[Candidate]:
+    return [Candidate(f"{number:016x}", record.source, record.file, "1") for number in range(len(record.boxes))]
 
 
 @pytest.mark.parametrize(("side", "grid"), [(2047, 1), (2049, 2), (4099, 4)])
@@ -146,12 +205,16 @@ def test_overlap_at_the_limit_is_kept():
         (Box(50, 60, float("inf"), 160), Reason.BAD_BOX),
         (Box(50, 60, 81, 91), Reason.TOO_SMALL),
         (Box(390, 0, 500, 20), Reason.TOO_SMALL),
-        (Box(0, 100, 400, 200), Reason.NO_FIT),
         (Box(50, 60, 82, 91), None),
     ],
 )
 def test_gates_of_one_box(picture, cut_toy, box, reason):
     assert reasons(cut_toy(picture(box))) == [reason]
+
+
+def test_a_box_that_is_too_long_is_dropped_where_that_is_asked(picture, cut_toy):
+    (row,) = cut_toy(picture(Box(0, 100, 400, 200)), overflow="drop").candidates
+    assert (row.reason, row.detail) == (Reason.NO_FIT, "400 pixels in 400x300")
 
 
 def test_too_dense(picture, cut_toy):
@@ -274,10 +337,48 @@ def test_recut_makes_the_same_pixels(picture, cut_toy, tmp_path, size):
     assert len(result.crops) == 2
 
 
+@pytest.mark.parametrize("choice", ["shrink", "pad"])
+@pytest.mark.parametrize("size", [(301, 401), (2051, 3301)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_recut_makes_the_same_pixels_of_a_square_that_did_not_fit(cut_toy, tmp_path, choice, size, orientation):
+    width, height = size
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(cv2.resize(PHOTOGRAPH, size))
+    image = image.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else image
+    image.save(tmp_path / "a.jpg", exif=exif)
+    box = Box(5, 7, width - 9, height - 3)
+    result = cut_toy(ImageRecord("toy", "a.jpg", "1", (box,), width=width, height=height), overflow=choice)
+    (row,), (crop,) = result.candidates, result.crops.values()
+    config = CONFIG.model_copy(update={"overflow": choice})
+    again = recut((tmp_path / "a.jpg").read_bytes(), row.crop_x, row.crop_y, row.crop_side, config)
+    assert np.array_equal(again, crop)
+
+
+def test_padded_crop_mirrors_the_image(cut_toy, tmp_path):
+    Image.fromarray(PHOTOGRAPH[:, 100:400]).save(tmp_path / "a.png")
+    record = ImageRecord("toy", "a.png", "1", (Box(100, 0, 200, 512),), width=300, height=512)
+    (crop,) = cut_toy(record, overflow="pad", size=512).crops.values()
+    assert np.array_equal(crop, np.pad(PHOTOGRAPH[:, 100:400], ((0, 0), (106, 106), (0, 0)), "reflect"))
+
+
+def test_recut_takes_a_square_that_leaves_the_image_only_where_padding_was_asked(tmp_path):
+    Image.fromarray(PHOTOGRAPH[:, :300]).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="inside the image of 300x512"):
+        recut((tmp_path / "a.png").read_bytes(), -106, 0, 512, CONFIG)
+
+
+@pytest.mark.parametrize("place", [(-213, 0, 512), (1, 0, 512), (-106, 1, 512), (-107, 0, 513), (10**9, 0, 2 * 10**9)])
+def test_recut_refuses_a_padded_square_that_cut_cannot_have_made(tmp_path, place):
+    Image.fromarray(PHOTOGRAPH[:, :300]).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="inside the image of 300x512"):
+        recut((tmp_path / "a.png").read_bytes(), *place, PAD)
+
+
 @pytest.mark.parametrize("place", [(-1, 0, 50), (351, 0, 50), (0, 251, 50), (0, 0, 0)])
 def test_recut_refuses_a_square_outside(picture, tmp_path, place):
     picture()
-    with pytest.raises(ValueError, match="inside the picture of 400x300"):
+    with pytest.raises(ValueError, match="inside the image of 400x300"):
         recut((tmp_path / "a.jpg").read_bytes(), *place, CONFIG)
 
 

@@ -13,7 +13,7 @@ from toy_training import draw_images
 from osdhuman.config import ConfigError, parse_config
 from osdhuman.data.dataset import Positions, TrainingImages, epoch_order, load_batches
 from osdhuman.data.degradation import Degradation, DegradationConfig
-from osdhuman.data.samples import DataConfig, find_pairs, read_manifest
+from osdhuman.data.samples import DataConfig
 from osdhuman.images import load_rgb, save_png
 
 
@@ -47,44 +47,6 @@ def test_a_folder_is_searched_to_its_depth(folder):
 
 def test_a_path_given_twice_counts_twice(folder):
     assert len(images(folder, paths=[str(folder), str(folder)])) == 10
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("list.txt", "hq/0.png\n\nhq/1.png\n"),
-        ("list.csv", "score,path\n1,hq/0.png\n2,hq/1.png\n"),
-        ("list.jsonl", '{"path": "hq/0.png"}\n{"path": "hq/1.png"}\n'),
-    ],
-)
-def test_a_manifest_lists_paths_from_its_own_folder(folder, name, text):
-    (folder.parent / name).write_text(text)
-    assert read_manifest(folder.parent / name) == [folder / "0.png", folder / "1.png"]
-
-
-def test_a_manifest_without_the_column_says_which_setting_names_it(tmp_path):
-    (tmp_path / "list.csv").write_text("file\na.png\n")
-    with pytest.raises(ValueError, match=r"no column 'path'.*data\.column="):
-        read_manifest(tmp_path / "list.csv")
-
-
-def test_pairs_match_without_their_suffix(tmp_path):
-    draw_images(tmp_path / "hq", 2)
-    draw_images(tmp_path / "lq", 2)
-    (tmp_path / "lq" / "0.png").rename(tmp_path / "lq" / "0.jpg")
-    assert find_pairs(tmp_path)[0] == (tmp_path / "hq" / "0.png", tmp_path / "lq" / "0.jpg")
-
-
-def test_pairs_name_the_image_without_a_partner(tmp_path):
-    draw_images(tmp_path / "hq", 3)
-    draw_images(tmp_path / "lq", 2)
-    with pytest.raises(FileNotFoundError, match=r"1 image\(s\) lack a partner.*: 2$"):
-        find_pairs(tmp_path)
-
-
-def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no image"):
-        images(tmp_path)
 
 
 def test_no_path_is_an_error_that_shows_how_to_give_one():
@@ -179,6 +141,13 @@ def test_a_pair_of_two_sizes_is_skipped_with_both_sizes(tmp_path):
     ramp(tmp_path / "lq" / "1.png", 40, 40)
     pairs = images(tmp_path, kind="pairs")
     assert "10 x 10 instead of 40 x 40" in next(r for c in (0, 1) for r in pairs[c][2].values())
+
+
+def test_images_beyond_the_limit_are_skipped(tmp_path):
+    ramp(tmp_path / "hq" / "large.png", 200, 200)
+    ramp(tmp_path / "hq" / "small.png", 40, 40)
+    found = images(tmp_path / "hq", max_pixels=10_000)
+    assert "more than max_pixels=10000 allows" in next(r for c in (0, 1) for r in found[c][2].values())
 
 
 def test_small_images_can_be_skipped_instead(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from osdhuman.config import ConfigError, parse_config
-from osdhuman.curate.pixels import DecodeConfig, DecodeFault, decode, read_header, reduction
+from osdhuman.curate.pixels import DecodeConfig, Decoded, DecodeFault, open_image, reduction
 from osdhuman.curate.record import ImageRecord, Reason
 from osdhuman.curate.sharpness import SharpnessConfig, estimate_threshold, laplacian_variance, measuring_factor
 
@@ -48,6 +49,10 @@ def turned(image: np.ndarray, orientation: int, suffix: str = "JPEG") -> bytes:
     return encode(stored, suffix, exif=exif)
 
 
+def decode(data: bytes, config: DecodeConfig, factor: int = 1) -> Decoded:
+    return open_image(data, config).decode(factor)
+
+
 def fault(data: bytes, **settings) -> DecodeFault:
     with pytest.raises(DecodeFault) as caught:
         decode(data, DecodeConfig(**settings))
@@ -78,14 +83,14 @@ def test_exif_orientation_is_applied(orientation, suffix):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_size_is_upright_and_the_turn_is_told(orientation):
-    decoded = decode(turned(CORNERS, orientation), DecodeConfig())
-    assert (decoded.width, decoded.height, decoded.rotated) == (64, 48, orientation != 1)
+    image = open_image(turned(CORNERS, orientation), DecodeConfig())
+    assert (image.width, image.height, image.orientation) == (64, 48, orientation)
 
 
 def test_invalid_orientation_counts_as_none():
     exif = Image.Exif()
     exif[0x0112] = 9
-    assert not decode(encode(PHOTOGRAPH, exif=exif), DecodeConfig()).rotated
+    assert open_image(encode(PHOTOGRAPH, exif=exif), DecodeConfig()).orientation == 1
 
 
 def test_transparent_parts_are_white():
@@ -145,13 +150,13 @@ def test_reduction_can_be_forbidden():
 @pytest.mark.parametrize(("width", "factor"), [(200, 8), (204, 4), (203, 1)])
 def test_turned_picture_is_reduced_only_where_its_sides_divide(width, factor):
     data = turned(PHOTOGRAPH[:96, :width], 3)
-    assert read_header(data, DecodeConfig()).factor(8, DecodeConfig()) == factor
+    assert open_image(data, DecodeConfig()).factor(8) == factor
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n" + bytes(99)])
+@pytest.mark.parametrize("data", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(99)])
 def test_unreadable(data):
     assert fault(data).reason == Reason.UNREADABLE
 
@@ -174,6 +179,61 @@ def test_markers_may_be_preceded_by_fill_bytes():
     assert decode(data[:2] + b"\xff\xff\xff" + data[2:], DecodeConfig()).width == 512
 
 
+def damaged(data: bytes, place: float, block: bytes) -> bytes:
+    """`block` written over the bytes at the share `place` of the file."""
+    at = int(len(data) * place)
+    return data[:at] + block + data[at + len(block) :]
+
+
+@pytest.mark.parametrize("factor", [1, 8])
+def test_a_jpeg_of_which_libjpeg_only_warns_is_damaged(factor):
+    with pytest.raises(DecodeFault) as caught:
+        decode(damaged(encode(PHOTOGRAPH), 0.5, bytes(500)), DecodeConfig(), factor)
+    assert caught.value.reason == Reason.UNREADABLE and "Corrupt JPEG data" in caught.value.detail
+
+
+def test_a_jpeg_cut_in_the_middle_and_closed_again_is_damaged():
+    data = encode(PHOTOGRAPH)
+    assert "premature end of data segment" in fault(data[: len(data) // 2] + b"\xff\xd9").detail
+
+
+def test_a_png_is_compared_with_the_checksums_of_its_pixels():
+    data = encode(PHOTOGRAPH, "PNG")
+    assert fault(data[:-17] + b"\0" + data[-16:]).detail == "damaged PNG: checksum of IDAT"
+
+
+@pytest.mark.parametrize("kind", ["text", "profile", "exif"])
+def test_metadata_of_a_png_cannot_make_it_unreadable(kind):
+    chunk = {"text": b"iTXtComment\0", "profile": b"iCCPName\0\0", "exif": b"eXIf"}[kind] + bytes(3_000_000)
+    data, end = encode(PHOTOGRAPH, "PNG"), len(b"IHDR") + 29
+    data = data[:end] + (len(chunk) - 4).to_bytes(4) + chunk + b"sum?" + data[end:]
+    assert np.array_equal(decode(data, DecodeConfig()).pixels, PHOTOGRAPH)
+
+
+def test_garbage_for_exif_is_no_orientation():
+    data = encode(PHOTOGRAPH, exif=b"Exif\0\0" + b"MM\0*\xff\xff\xff\xff")
+    assert open_image(data, DecodeConfig()).orientation == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_once(orientation, compression):
+    stored = Image.fromarray(CORNERS)
+    stored = stored.transpose(FROM_UPRIGHT[orientation]) if orientation != 1 else stored
+    image = open_image(encode(stored, "TIFF", compression=compression, tiffinfo={274: orientation}), DecodeConfig())
+    assert (image.width, image.height) == (64, 48) and np.array_equal(image.decode().pixels, CORNERS)
+
+
+@pytest.mark.parametrize("suffix", ["AVIF", "JPEG2000", "PPM", "TGA", "GIF", "WEBP", "ICO"])
+def test_what_pillow_reads_is_read(suffix):
+    image = Image.fromarray(PHOTOGRAPH).crop((0, 0, 256, 256))
+    assert decode(encode(image, suffix), DecodeConfig()).pixels.shape == (256, 256, 3)
+
+
+def test_postscript_is_not_given_to_another_program():
+    assert fault(encode(PHOTOGRAPH[:8, :8], "EPS")).detail == "EPS is no format of photographs"
+
+
 def test_bytes_after_the_end_do_no_harm():
     assert decode(encode(PHOTOGRAPH) + b"\xff\xda and a film" * 9, DecodeConfig()).width == 512
 
@@ -182,8 +242,41 @@ def test_progressive_jpeg_has_many_scans_and_one_end():
     assert decode(encode(PHOTOGRAPH, progressive=True), DecodeConfig(), 2).pixels.shape == (256, 256, 3)
 
 
-def test_too_many_pixels_by_the_config():
-    assert fault(encode(PHOTOGRAPH), max_pixels=512 * 511).reason == Reason.TOO_MANY_PIXELS
+@pytest.mark.parametrize(("suffix", "pixels"), [("JPEG", 512 * 512), ("PNG", 4 * 512 * 512)])
+def test_limit_of_pixels(suffix, pixels):
+    data = encode(PHOTOGRAPH, suffix)
+    assert decode(data, DecodeConfig(max_pixels=pixels)).width == 512
+    assert fault(data, max_pixels=pixels - 1).reason == Reason.TOO_MANY_PIXELS
+
+
+def test_too_many_pixels_name_the_setting_and_the_value_that_admits_them():
+    assert f"more than cut.decode.max_pixels=9; set it to {512 * 512}" in fault(encode(PHOTOGRAPH), max_pixels=9).detail
+
+
+def huge(width: int, height: int, suffix: str) -> bytes:
+    """The header of a large image before the data of a small one."""
+    data = bytearray(encode(PHOTOGRAPH, suffix))
+    if suffix == "PNG":
+        data[16:24] = width.to_bytes(4) + height.to_bytes(4)
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    else:
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = height.to_bytes(2) + width.to_bytes(2)
+    return bytes(data)
+
+
+def test_a_phone_of_200_megapixels_is_admitted_beyond_pillows_limit():
+    image = open_image(huge(16320, 12240, "JPEG"), DecodeConfig())
+    assert (image.width, image.height) == (16320, 12240)
+
+
+def test_a_small_file_of_a_huge_png_is_refused_before_it_is_decoded():
+    assert "13000x13000 pixels, each counted as 4" in fault(huge(13000, 13000, "PNG")).detail
+
+
+def test_pillows_own_limit_is_left_as_it_was():
+    open_image(huge(16320, 12240, "JPEG"), DecodeConfig())
+    assert Image.MAX_IMAGE_PIXELS == 1024 * 1024 * 1024 // 4 // 3
 
 
 def test_a_bomb_is_not_decoded():
@@ -224,8 +317,8 @@ def test_sixteen_bit_gray_can_be_kept():
 
 
 def test_fault_says_the_same_each_time_and_survives_pickling():
-    again = pickle.loads(pickle.dumps(fault(b"no picture at all")))
-    assert (again.reason, again.detail) == (Reason.UNREADABLE, "not a picture")
+    again = pickle.loads(pickle.dumps(fault(b"no image at all")))
+    assert (again.reason, again.detail) == (Reason.UNREADABLE, "not an image")
 
 
 # ---------------------------------------------------------------------------------------------------------- sharpness
@@ -291,5 +384,5 @@ def test_sample_depends_on_the_seed_and_not_on_the_order(source, tmp_path):
 
 def test_pictures_without_persons_are_not_sampled(source, tmp_path):
     nobody = [replace(record, boxes=()) for record in source]
-    with pytest.raises(ValueError, match="of 0 sampled pictures"):
+    with pytest.raises(ValueError, match="of 0 sampled images"):
         estimate_threshold(nobody, tmp_path, SharpnessConfig(threshold=None, quantile=0.5))

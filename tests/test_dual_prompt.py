@@ -19,7 +19,8 @@ from osdhuman.models.dual_prompt import (
     load_dual_prompt,
     orthogonal_features,
 )
-from osdhuman.models.haodiff import DualPromptGenerator, HAODiffConfig, build_haodiff, read_unet_lora
+from osdhuman.models.generator import Generator
+from osdhuman.models.haodiff import HAODiffConfig, build_haodiff, read_unet_lora
 from osdhuman.models.lora import LoRAConfig
 from osdhuman.models.triple_branch import (
     TripleBranchConfig,
@@ -255,7 +256,7 @@ class TwoPrompts(torch.nn.Module):
 
 def generator_of_two(guidance, tmp_path):
     base = toy_base(tmp_path)
-    generator = DualPromptGenerator(base.unet, base.vae, torch.nn.Identity(), base.abar, guidance=guidance)
+    generator = Generator(base.unet, base.vae, torch.nn.Identity(), base.abar, 199, guidance)
     generator.unet = TwoPrompts()
     return generator
 

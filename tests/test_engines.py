@@ -19,7 +19,7 @@ from osdhuman.curate.engines import (
     ShardError,
     build_engine,
     read_done,
-    remove_remains,
+    remove_leftovers,
     whole_folder,
 )
 
@@ -72,6 +72,10 @@ def sleep_long(out: Path, shard: int) -> dict:
     return {}
 
 
+def sleep_at_one(out: Path, shard: int) -> dict:
+    return sleep_long(out, shard) if shard == 1 else {}
+
+
 def squares(out: Path) -> dict[int, str]:
     return {int(f.parent.name): f.read_text() for f in out.glob("[0-9]*/square.txt")}
 
@@ -113,7 +117,7 @@ def test_remains_of_dead_attempts_are_removed_and_nothing_else(tmp_path):
     (tmp_path / ".00003-0123456789ab.part").mkdir()
     (tmp_path / ".0123456789ab.part").touch()
     square(tmp_path, 3)
-    remove_remains(tmp_path)
+    remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["00003"]
 
 
@@ -144,6 +148,28 @@ def test_a_shard_that_always_kills_its_worker_is_named_and_its_neighbours_are_do
 def test_a_shard_whose_work_raises_is_named():
     with pytest.raises(ShardError, match="shard 00002: OSError: no space left on device"):
         list(LocalEngine(1).run(range(4), raise_at_two))
+
+
+def test_workers_stay_from_pass_to_pass():
+    engine = LocalEngine(1)
+    passes = [list(engine.run([shard], process_id)) for shard in range(2)]
+    engine.close()
+    assert passes[0][0][1] == passes[1][0][1]
+
+
+def test_workers_end_when_the_engine_is_closed():
+    engine = LocalEngine(1)
+    ((_, worker),) = engine.run([0], process_id)
+    engine.close()
+    assert not alive(worker["pid"])
+
+
+def test_a_pass_that_is_left_ends_its_workers_at_once(tmp_path):
+    run = LocalEngine(2).run([0, 1], partial(sleep_at_one, tmp_path))
+    next(run)
+    wait_for(lambda: (tmp_path / "worker.pid").exists() and (tmp_path / "worker.pid").read_text())
+    run.close()
+    assert not alive(int((tmp_path / "worker.pid").read_text()))
 
 
 def test_a_worker_computes_with_one_thread():

@@ -1,7 +1,10 @@
-"""What reading and writing promise, one kind of picture at a time."""
+"""What reading and writing promise, one kind of image at a time."""
 
+import errno
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from osdhuman.files import replacing
+from osdhuman.files import disk_is_full, replacing
 from osdhuman.images import (
     ImageError,
     StoredImage,
@@ -17,15 +20,17 @@ from osdhuman.images import (
     from_stored,
     load_rgb,
     read_image,
+    require_unit_range,
     resize,
     save_png,
     to_stored,
     write_image,
 )
 
+CASES = Path(__file__).parent / "cases"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RED, GREEN = (255, 0, 0), (0, 255, 0)
-# how a camera that is held otherwise stores an upright picture, by EXIF orientation
+# how a camera that is held otherwise stores an upright image, by EXIF orientation
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -100,7 +105,7 @@ def test_profile_is_kept_in_16_bits(tmp_path):
 
 
 def test_profile_of_other_channels_is_dropped(tmp_path):
-    two_colours().convert("L").save(tmp_path / "a.png", icc_profile=SRGB)  # an RGB profile on a grey picture
+    two_colours().convert("L").save(tmp_path / "a.png", icc_profile=SRGB)  # an RGB profile on a grey image
     assert read_image(tmp_path / "a.png").icc is None
 
 
@@ -122,7 +127,7 @@ def test_visible_colour_is_not_changed_by_filling():
     assert torch.equal(fill_hidden(rgb, alpha) * alpha, rgb * alpha)
 
 
-def test_wholly_transparent_picture_stays():
+def test_wholly_transparent_image_stays():
     rgb = torch.rand(3, 4, 4)
     assert torch.equal(fill_hidden(rgb, torch.zeros(1, 4, 4)), rgb)
 
@@ -253,6 +258,165 @@ def test_array_comes_back_equal(dtype, shape):
     array = np.random.default_rng(0).uniform(0.1, 1, shape)
     array = array.astype(dtype) if dtype == np.float32 else (array * np.iinfo(dtype).max).astype(dtype)
     np.testing.assert_allclose(from_stored(to_stored(array), array), array, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- ranges, frames, alpha
+
+
+@pytest.mark.parametrize("value", [300.0, 255.0, 1.1, -1.0, np.nan, np.inf])
+def test_an_array_of_floats_outside_its_range_is_an_error(value):
+    with pytest.raises(ValueError, match=r"an array of floats must have .*\[0,1\], but"):
+        to_stored(np.full((4, 4, 3), value, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0, 255, "0 to 255: divide by 255"), (-1, 1, "-1 to 1: use (x + 1) / 2"), (-3, 2, "-3 to 2")],
+)
+def test_the_range_that_came_is_said_with_what_to_do(low, high, said):
+    with pytest.raises(ValueError) as error:
+        require_unit_range(torch.tensor([low, high], dtype=torch.float32), "the tensor")
+    assert str(error.value) == f"the tensor must have values in [0,1], but has {said}"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_a_tensor_of_whole_numbers_is_an_error(dtype):
+    with pytest.raises(ValueError, match=r"the tensor must be float in \[0,1\], got torch"):
+        require_unit_range(torch.ones(3, dtype=dtype), "the tensor")
+
+
+def test_a_tensor_with_a_nan_is_an_error():
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        require_unit_range(torch.tensor([0.5, float("nan")]), "the tensor")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rounding_beyond_the_range_is_accepted(dtype):
+    require_unit_range(torch.tensor([-0.003, 1.003], dtype=dtype), "the tensor")
+
+
+def test_rounding_beyond_the_range_is_clamped():
+    assert to_stored(np.array([[-0.003, 1.003]], np.float32)).rgb[0].tolist() == [[0, 1]]
+
+
+def test_an_array_without_pixels_is_an_error():
+    with pytest.raises(ValueError, match="must have pixels"):
+        to_stored(np.zeros((0, 4, 3), np.float32))
+
+
+def test_mode_f_is_read_in_its_unit_range():
+    assert to_stored(Image.fromarray(np.array([[0, 0.5, 1]], np.float32))).rgb[0, 0].tolist() == pytest.approx(
+        [0, 0.5, 1]
+    )
+
+
+def test_mode_i_is_read_as_16_bits():
+    stored = to_stored(Image.fromarray(np.array([[0, 65535]], np.int32)))
+    assert (stored.bits, stored.rgb[0, 0].tolist()) == (16, [0, 1])
+
+
+@pytest.mark.parametrize("values", [[0.0, 255.0], [-1.0, 1.0], [0.0, np.nan]])
+def test_mode_f_of_another_range_is_an_error(values):
+    with pytest.raises(ValueError, match="an image of mode F"):
+        to_stored(Image.fromarray(np.array([values], np.float32)))
+
+
+@pytest.mark.parametrize("values", [[0, 255], [-1, 300], [0, 65536]])
+def test_mode_i_without_a_clear_range_is_an_error(values):
+    with pytest.raises(ValueError, match=f"an image of mode I .* has {values[0]} to {values[1]}"):
+        to_stored(Image.fromarray(np.array([values], np.int32)))
+
+
+def test_a_float_tiff_of_another_range_is_an_error_of_its_file(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif: an image of mode F \(32-bit float\) must have values in \[0,1\]"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_16_bit_pgm_is_read(tmp_path):
+    Image.fromarray(np.array([[0, 100, 65535]], np.uint16)).save(tmp_path / "a.pgm")
+    assert (read_image(tmp_path / "a.pgm").rgb[0, 0] * 65535).round().tolist() == [0, 100, 65535]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif", "tif"])
+def test_the_number_of_frames_is_known(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    stored = read_image(tmp_path / f"a.{suffix}")
+    assert stored.frames == 3 and stored.rgb[:, 0, 0].round().tolist() == [1, 0, 0]
+
+
+def test_the_second_view_of_a_stereo_photograph_is_no_frame(tmp_path):
+    two_colours().save(tmp_path / "a.mpo", save_all=True, append_images=[two_colours()])
+    assert read_image(tmp_path / "a.mpo").frames == 1
+
+
+def gray_png_with_transparency(path, depth: int, grey: int) -> None:
+    """One row of two pixels, the first of which is `grey`, declared transparent."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    row = (grey << depth | grey + 1) << max(0, 8 - 2 * depth)
+    header = struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + row.to_bytes(max(1, depth // 4)))
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", grey)), (b"IDAT", pixels), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
+
+
+@pytest.mark.parametrize(("depth", "grey"), [(1, 0), (2, 1), (2, 2), (4, 3), (4, 14), (8, 48), (16, 4660)])
+def test_the_grey_that_is_declared_transparent_becomes_alpha(tmp_path, depth, grey):
+    gray_png_with_transparency(tmp_path / "a.png", depth, grey)
+    assert read_image(tmp_path / "a.png").alpha.tolist() == [[[0, 1]]]
+
+
+def test_alpha_of_a_16_bit_grey_photograph_is_kept():
+    stored = read_image(CASES / "images" / "gray16_trns.png")
+    assert (stored.gray, stored.bits, stored.alpha.unique().tolist()) == (True, 16, [0, 1])
+
+
+# ----------------------------------------------------------------------------------------------- what cannot be written
+
+
+def test_a_file_where_a_folder_is_needed_is_said(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ImageError, match=r"out is a file, but a folder is needed there"):
+        write_image(tmp_path / "out" / "deep" / "a.png", StoredImage(torch.zeros(3, 4, 4)))
+
+
+def test_a_folder_of_the_name_is_said(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ImageError, match="a folder of this name is in the way"):
+        write_image(tmp_path / "a.png", StoredImage(torch.zeros(3, 4, 4)))
+
+
+def test_a_full_disk_is_told_apart_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def half(path, data):
+        path.open("wb").write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(ImageError, match="cannot be written: No space left on device") as error:
+        write_image(tmp_path / "a.png", StoredImage(torch.zeros(3, 4, 4)))
+    assert disk_is_full(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_no_full_disk():
+    assert not disk_is_full(ImageError("a.png", "damaged"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (os.fsdecode(b"caf\xe9.png"), "caf\\xe9.png"),
+        ("a\nb.png", "a\\nb.png"),
+        ("a\u2028b.png", "a\\u2028b.png"),
+        ("a\x1b[31m.png", "a\\x1b[31m.png"),
+        ("café 漢字.png", "café 漢字.png"),
+    ],
+)
+def test_names_are_shown_in_one_line_that_any_terminal_takes(name, shown):
+    assert str(ImageError(name, "damaged")) == f"{shown}: damaged"
 
 
 def test_array_of_another_type_is_an_error():

@@ -17,9 +17,10 @@ import osdhuman.curate.pipeline as pipeline
 import osdhuman.curate.score as score
 from osdhuman.config import ConfigError, load_config, parse_config
 from osdhuman.curate.config import HQACFConfig
-from osdhuman.curate.manifest import AccountError, Entry, Tally, account_text, make_account
+from osdhuman.curate.manifest import AccountError, Entry, Tally, make_account, summary
 from osdhuman.curate.record import CANDIDATES, Box, ImageRecord, Reason, images_frame
 from osdhuman.curate.score import ScoreConfig, score_crops
+from osdhuman.curate.sources import Faults
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "hq_acf"
 SIZE = 48  # of the toy crops
@@ -110,6 +111,9 @@ class Inline:
         for shard in reversed(shards):
             yield shard, work(shard)
 
+    def close(self):
+        pass
+
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
@@ -189,12 +193,20 @@ def test_an_account_that_does_not_add_up_is_an_error():
         make_account({"a": tally}, faults=0)
 
 
-def test_the_account_as_text():
+def test_the_summary_counts_by_reason_and_names_the_files(tmp_path):
     tally = Tally()
     tally.images_in = 1500
     tally.images.update({None: 1499, "blurred": 1})
-    text = account_text(make_account({"a": tally}, faults=2))
-    assert "1,500 images" in text and "-1   blurred" in text and "1,499   kept" in text and "2 malformed" in text
+    faults = [{"source": "a", "fault": fault} for fault in ("iscrowd must be 0 or 1, got 'x'", "has no 'bbox'")]
+    (tmp_path / "faults.jsonl").write_text("".join(json.dumps(fault) + "\n" for fault in [*faults, faults[1]]))
+    text = summary(make_account({"a": tally}, faults=3), tmp_path)
+    assert "1,500 images" in text and "-1   blurred" in text and "1,499   kept" in text
+    assert "3 malformed annotations" in text and "2   a: has no" in text and "1   a: iscrowd must be" in text
+    assert str(tmp_path / "faults.jsonl") in text and str(tmp_path / "manifest.parquet") in text
+
+
+def test_the_summary_says_so_where_no_crop_was_selected(tmp_path):
+    assert "no crop was selected" in summary(make_account({"a": Tally()}, faults=0), tmp_path)
 
 
 # ---- stopping and going on ----
@@ -289,11 +301,59 @@ def test_what_depends_on_other_settings_may_be_deleted(root, tmp_path):
     assert pipeline.run(toy_config(root, tmp_path / "out", select=changed))["splits"]["test"] == 1
 
 
-def test_a_picture_that_comes_twice_in_a_source_is_an_error(root, tmp_path):
-    config = toy_config(root, tmp_path / "out")
+def test_of_an_image_that_a_source_names_twice_the_first_record_is_used(root, tmp_path):
+    config = toy_config(root, tmp_path / "once")
     twice = config.sources[0].model_copy(update={"annotations": config.sources[0].annotations * 2})
-    with pytest.raises(ValueError, match=r"pictures come twice, the first is .* of source 'train'"):
-        pipeline.run(config.model_copy(update={"sources": (twice, *config.sources[1:])}))
+    again = config.model_copy(update={"out": tmp_path / "twice", "sources": (twice, *config.sources[1:])})
+    account = pipeline.run(config)
+    assert pipeline.run(again) == {**account, "faults": 10}
+    one, two = (pl.read_parquet(tmp_path / name / "manifest.parquet") for name in ("once", "twice"))
+    assert one.equals(two)
+
+
+def test_each_repeated_image_is_a_fault_by_name(tmp_path):
+    records = [ImageRecord("a", name, str(i), ()) for i, name in enumerate(["x.png", "y.png", "x.png"])]
+    images_frame(records[:2]).write_parquet(tmp_path / "00000.parquet")
+    images_frame(records[2:]).write_parquet(tmp_path / "00001.parquet")
+    index = [{"source": "a", "images": 2, "boxes": 0}, {"source": "a", "images": 1, "boxes": 0}]
+    with Faults.written_to(tmp_path / "faults.jsonl") as faults:
+        assert [entry["images"] for entry in passes.drop_repeated(tmp_path, index, faults)] == [2, 0]
+    (fault,) = map(json.loads, (tmp_path / "faults.jsonl").read_text().splitlines())
+    assert (fault["file"], fault["record"]) == ("x.png", "image 2") and "first record is used" in fault["fault"]
+
+
+def lone_source(**settings) -> dict:
+    return {"sources": [{"name": "lone", "format": "folder", "images": ".", **settings}]}
+
+
+def test_a_source_without_an_image_ends_the_run_in_a_line_with_its_faults(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("no image")
+    config = toy_config(tmp_path / "data", tmp_path / "out", **lone_source())
+    with pytest.raises(ValueError, match=r"source 'lone' names no image; its 1 faults are in .*notes\.txt"):
+        pipeline.run(config)
+    save(tmp_path / "data" / "late.png", picture(1))
+    assert pipeline.run(config)["images"]["in"] == 1
+
+
+def test_a_source_of_broken_images_ends_with_an_account(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "data" / name).write_bytes(b"broken")
+    account = pipeline.run(toy_config(tmp_path / "data", tmp_path / "out", **lone_source()))
+    assert account["images"] == {"in": 2, "kept": 0, "dropped": {Reason.UNREADABLE: 2}}
+    assert account["splits"] == {"train": 0, "val": 0, "test": 0}
+
+
+def test_a_name_that_is_too_long_is_a_fault_of_its_record(root, tmp_path):
+    coco(tmp_path / "data", {"a.png": [(50, 20, 60, 80)]}, seed=0)
+    annotations = json.loads((tmp_path / "data" / "instances.json").read_text())
+    annotations["images"].append({"id": 9, "file_name": "n" * 300 + ".png", "width": 160, "height": 120})
+    annotations["annotations"].append({"id": 9, "image_id": 9, "category_id": 1, "bbox": [50, 20, 60, 80]})
+    (tmp_path / "data" / "instances.json").write_text(json.dumps(annotations))
+    source = {"format": "coco", "images": "images", "annotations": ["instances.json"], "split": "test"}
+    account = pipeline.run(toy_config(tmp_path / "data", tmp_path / "out", **lone_source(**source)))
+    assert account["images"] == {"in": 2, "kept": 1, "dropped": {Reason.UNREADABLE: 1}}
 
 
 def test_two_runs_cannot_work_in_one_folder(root, tmp_path):

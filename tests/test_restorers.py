@@ -15,7 +15,7 @@ from osdhuman.evaluation.restored_folder import RECORD, image_seed, restore_fold
 from osdhuman.images import load_rgb
 from osdhuman.restorers import RESTORERS, find_restorer, load_restorer
 
-NEED_WEIGHTS = {"osediff"}
+NEED_WEIGHTS = {"osediff", "haodiff", "sinsr", "resshift", "realesrgan", "spandrel"}
 OFFLINE = [name for name in RESTORERS if name not in NEED_WEIGHTS]
 
 

@@ -61,9 +61,9 @@ def begin(folder: Path, way: str, environment: dict[str, str]) -> int:
 
 
 def end(folder: Path, way: str, pid: int) -> None:
-    """Wait for a training, kill it after twice the limit, and write down how it ended."""
+    """Wait for a training, kill it after three times the limit, and write down how it ended."""
     began, gone, code = time.time(), 0, None
-    while not gone and time.time() < began + 30 + 2 * LIMIT:
+    while not gone and time.time() < began + 3 * LIMIT:
         gone, code = os.waitpid(pid, os.WNOHANG)
         time.sleep(0.01)
     mark = next(iter(folder.glob(f"{way}/failing")), None)

@@ -8,21 +8,34 @@ python scripts/hq_acf.py rebuild MANIFEST OUTPUT coco=/data/coco/train2017 ...  
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
+from osdhuman.cli.command import run_command
 from osdhuman.config import dump_config, load_config
 
 
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     arguments = parse_arguments(sys.argv[1:])
+    return run_command("hq_acf", partial(do, arguments), partial(arguments.progress, arguments))
+
+
+def do(arguments: argparse.Namespace) -> int:
+    """Run one subcommand; expected errors become ValueErrors. Imports take seconds: here Ctrl-C ends them too."""
+    import duckdb
+    import polars as pl
+
     from osdhuman.curate.engines import ShardError
     from osdhuman.metrics.weights import MetricUnavailable
 
     try:
         return arguments.command(arguments)
-    except (ValueError, OSError, ImportError, MetricUnavailable, ShardError) as error:
-        print(f"hq_acf: {error}", file=sys.stderr)
-        return 2
+    except (MetricUnavailable, ShardError) as error:
+        raise ValueError(str(error)) from error
+    except (pl.exceptions.PolarsError, duckdb.Error) as error:  # a table that is damaged or cannot be written
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
@@ -33,12 +46,12 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     run.add_argument("--config", help="YAML file of settings")
     run.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as cut.min_side=200")
-    run.set_defaults(command=run_pipeline)
+    run.set_defaults(command=run_pipeline, progress=run_progress)
 
     tags = commands.add_parser("tags", help="tag PERSONA train by RAM++ into OUT/tags")
     tags.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
     tags.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as checkpoint= and tag_list=")
-    tags.set_defaults(command=tag_persona)
+    tags.set_defaults(command=tag_persona, progress=continues)
 
     report = commands.add_parser("report", help="Table 1, Figs. 1, 6 and 7, survivors, as PNG, PDF and one HTML page")
     report.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
@@ -48,14 +61,14 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     report.add_argument("--categories", type=Path, help="CSV of tag,category in place of the package's own map")
     report.add_argument("--whole", type=int, default=0, metavar="N", help="also score N whole images of each source")
     report.add_argument("--device", default="cpu")
-    report.set_defaults(command=write_report)
+    report.set_defaults(command=write_report, progress=continues)
 
     rebuild = commands.add_parser("rebuild", help="PERSONA from a manifest and local copies of the sources")
     rebuild.add_argument("manifest", type=Path, metavar="MANIFEST")
     rebuild.add_argument("output", type=Path, metavar="OUTPUT")
-    rebuild.add_argument("roots", nargs="+", metavar="SOURCE=FOLDER", help="where the pictures of each source are")
+    rebuild.add_argument("roots", nargs="+", metavar="SOURCE=FOLDER", help="where the images of each source are")
     rebuild.add_argument("--workers", type=int, default=1, help="processes")
-    rebuild.set_defaults(command=rebuild_persona)
+    rebuild.set_defaults(command=rebuild_persona, progress=continues)
 
     named = words[:1] and words[0] in (*commands.choices, "-h", "--help")
     return parser.parse_args(words if named else ["run", *words])
@@ -63,16 +76,28 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
 def run_pipeline(arguments: argparse.Namespace) -> int:
     from osdhuman.curate.config import HQACFConfig
-    from osdhuman.curate.manifest import account_text
+    from osdhuman.curate.manifest import summary
     from osdhuman.curate.pipeline import run
 
     config = load_config(HQACFConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
         print(dump_config(config), end="")
         return 0
-    print(account_text(run(config)))
-    print(f"PERSONA is in {config.out / 'persona'}, the fate of every candidate in {config.out / 'manifest.parquet'}")
-    return 0
+    account = run(config)
+    print(summary(account, config.out))
+    print(f"PERSONA is in {config.out / 'persona'}")
+    return 0 if sum(account["splits"].values()) else 1
+
+
+def run_progress(arguments: argparse.Namespace) -> str:
+    from osdhuman.curate.config import HQACFConfig
+    from osdhuman.curate.pipeline import progress
+
+    return progress(load_config(HQACFConfig, arguments.config, arguments.overrides).out)
+
+
+def continues(arguments: argparse.Namespace) -> str:
+    return "what is written is kept and the same command continues"
 
 
 def tag_persona(arguments: argparse.Namespace) -> int:

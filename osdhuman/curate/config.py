@@ -47,7 +47,7 @@ class HQACFConfig(Config):
     out: Path = Path("outputs/persona")  # the run folder; the same command continues it
     root: Path = Path()  # relative paths of the sources are taken from here
     sources: tuple[SourceConfig, ...] = Field((), min_length=1)
-    shard_size: int = Field(1000, gt=0)  # pictures
+    shard_size: int = Field(1000, gt=0)  # images
     detector: DetectorConfig = DetectorConfig()  # for sources without boxes
     cut: CutConfig = CutConfig()
     score: ScoreConfig = ScoreConfig()

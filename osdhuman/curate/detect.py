@@ -1,6 +1,6 @@
-"""Person detectors for pictures without annotations: YOLO11 as in the paper (3.1), or a small one that needs nothing.
+"""Person detectors for images without annotations: YOLO11 as in the paper (3.1), or a small one that needs nothing.
 
-Pixels are uint8 RGB (H,W,3) in numpy arrays. What a picture gives does not depend on those that come with it.
+Pixels are uint8 RGB (H,W,3) in numpy arrays. The boxes of an image do not depend on those that come with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from osdhuman.curate.record import Box
 Detector = Callable[[Sequence[np.ndarray]], list[tuple[Box, ...]]]
 
 SSDLITE = files("osdhuman") / "weights" / "pedestrian_ssdlite.onnx"
-SSDLITE_SIDE = 640  # larger pictures are reduced to it: the network itself works at a few hundred pixels
+SSDLITE_SIDE = 640  # larger images are reduced to it: the network itself works at a few hundred pixels
 YOLO_PERSON = 0  # the class in COCO's 80, on which YOLO11 was trained
 
 
@@ -28,13 +28,13 @@ class DetectorConfig(Config):
     kind: Literal["ssdlite", "yolo"] = "ssdlite"  # the packaged network, or ultralytics
     weights: str = "yolo11x.pt"  # yolo: a path, or a name that ultralytics downloads
     score: float = Field(default=0.5, gt=0, lt=1)
-    batch: int = Field(default=16, gt=0)  # pictures in one call of the yolo network
+    batch: int = Field(default=16, gt=0)  # images in one call of the yolo network
     device: str = "cpu"  # or cuda, cuda:1
     threads: int = Field(default=1, gt=0)  # ssdlite on the CPU; shards already fill the cores
 
 
 def build_detector(config: DetectorConfig) -> Detector:
-    """A function from pictures to the persons in each: boxes in the picture's pixels, the surest first.
+    """A function from images to the persons in each: boxes in the image's pixels, the surest first.
 
     Raises ImportError with the command to run where a package is missing, ValueError where weights or device are.
     """
@@ -42,7 +42,7 @@ def build_detector(config: DetectorConfig) -> Detector:
 
 
 class SSDLite:
-    """SSDLite on MobileNetV2, one class; 12 MB beside the code (osdhuman/weights/README.md). One picture at a time."""
+    """SSDLite on MobileNetV2, one class; 12 MB beside the code (osdhuman/weights/README.md). One image at a time."""
 
     def __init__(self, config: DetectorConfig) -> None:
         try:
@@ -59,24 +59,24 @@ class SSDLite:
         self.session = onnxruntime.InferenceSession(str(SSDLITE), options, providers=[(provider, settings)])
         self.score = config.score
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[tuple[Box, ...]]:
-        return [self._detect(checked(picture)) for picture in pictures]
+    def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[Box, ...]]:
+        return [self._detect(checked(image)) for image in images]
 
-    def _detect(self, picture: np.ndarray) -> tuple[Box, ...]:
-        height, width = picture.shape[:2]
+    def _detect(self, image: np.ndarray) -> tuple[Box, ...]:
+        height, width = image.shape[:2]
         edges, scores = self.session.run(
-            ["detection_boxes:0", "detection_scores:0"], {"image_tensor:0": _reduced(picture)[None]}
+            ["detection_boxes:0", "detection_scores:0"], {"image_tensor:0": _reduced(image)[None]}
         )
         sure = edges[0][scores[0] >= self.score].clip(0, 1)  # y0, x0, y1, x1 as fractions
-        return boxes_of(sure[:, [1, 0, 3, 2]].astype(np.float64) * [width, height, width, height])
+        return numbered_boxes(sure[:, [1, 0, 3, 2]].astype(np.float64) * [width, height, width, height])
 
 
-def _reduced(picture: np.ndarray) -> np.ndarray:
-    factor = SSDLITE_SIDE / max(picture.shape[:2])
+def _reduced(image: np.ndarray) -> np.ndarray:
+    factor = SSDLITE_SIDE / max(image.shape[:2])
     if factor >= 1:
-        return np.ascontiguousarray(picture)
-    height, width = (max(round(side * factor), 1) for side in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(image)
+    height, width = (max(round(side * factor), 1) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 class YOLO:
@@ -100,36 +100,36 @@ class YOLO:
             )
         self.config = config
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[tuple[Box, ...]]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[Box, ...]]:
         found: list[tuple[Box, ...]] = []
-        rest = iter(pictures)
-        while batch := [checked(picture) for picture in islice(rest, self.config.batch)]:
+        rest = iter(images)
+        while batch := [checked(image) for image in islice(rest, self.config.batch)]:
             found += islice(self._detect(batch), len(batch))
         return found
 
-    def _detect(self, pictures: list[np.ndarray]) -> Iterator[tuple[Box, ...]]:
-        """Always a full batch of squares, so that no picture's arithmetic depends on how many come with it."""
-        full = pictures + pictures[-1:] * (self.config.batch - len(pictures))
+    def _detect(self, images: list[np.ndarray]) -> Iterator[tuple[Box, ...]]:
+        """Always a full batch of squares, so that no image's arithmetic depends on how many come with it."""
+        full = images + images[-1:] * (self.config.batch - len(images))
         results = self.model.predict(
-            [np.ascontiguousarray(picture[..., ::-1]) for picture in full],  # ultralytics takes BGR
+            [np.ascontiguousarray(image[..., ::-1]) for image in full],  # ultralytics takes BGR
             conf=self.config.score,
             classes=[YOLO_PERSON],
             device=self.config.device,
-            rect=False,  # no narrower padding where all pictures of a batch have one shape
+            rect=False,  # no narrower padding where all images of a batch have one shape
             verbose=False,
         )
         for result in results:
-            yield boxes_of(result.boxes.xyxy.cpu().numpy().astype(np.float64))
+            yield numbered_boxes(result.boxes.xyxy.cpu().numpy().astype(np.float64))
 
 
-def boxes_of(edges: np.ndarray) -> tuple[Box, ...]:
+def numbered_boxes(edges: np.ndarray) -> tuple[Box, ...]:
     """(N,4) x0, y0, x1, y1 -> boxes with an area, numbered in their order."""
     rows = (row for row in edges.tolist() if row[2] > row[0] and row[3] > row[1])
     return tuple(Box(*row, id=str(i)) for i, row in enumerate(rows))
 
 
-def checked(picture: np.ndarray) -> np.ndarray:
-    """The picture itself; ValueError unless it is uint8 (H,W,3)."""
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"a detector takes uint8 RGB (H,W,3), got {picture.dtype} {picture.shape}")
-    return picture
+def checked(image: np.ndarray) -> np.ndarray:
+    """The image itself; ValueError unless it is uint8 (H,W,3)."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a detector takes uint8 RGB (H,W,3), got {image.dtype} {image.shape}")
+    return image

@@ -8,16 +8,18 @@ dead attempt is ever seen, because a folder appears whole or not at all.
 import json
 import os
 import shutil
+import signal
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass, field
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -28,6 +30,7 @@ from osdhuman.machine import end_with_parent
 Work = Callable[[int], dict]
 DONE = "done.json"
 PART = ".part"
+STOPPING = {signal.SIGINT, signal.SIGTERM}
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
 )
@@ -60,6 +63,10 @@ class Engine(Protocol):
         `gpu` asks for the graphics cards, one worker each; where there is none, the processors do it. Raises
         ShardError for a shard whose work raises, or whose worker died `attempts` times.
         """
+        ...
+
+    def close(self) -> None:
+        """End the workers, at once where one is still at work."""
         ...
 
 
@@ -106,8 +113,8 @@ def read_done(folder: Path) -> dict | None:
         return None
 
 
-def remove_remains(folder: Path) -> None:
-    """Delete what dead attempts left in `folder`."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete what unfinished attempts left in `folder`."""
     for part in folder.glob(f".*{PART}"):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
@@ -124,12 +131,45 @@ def _rename(part: Path, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- local processes
 
 
-@dataclass(frozen=True)
+class Workers(NamedTuple):
+    """A pool of processes, each with one thread."""
+
+    pool: ProcessPoolExecutor
+    cards: list[str]  # the graphics card of each, or nothing
+    size: int
+    processes: set[BaseProcess]
+
+    @classmethod
+    def start(cls, size: int, cards: Sequence[str] = ()) -> "Workers":
+        context = get_context("spawn")  # a fork would copy the threads' locks of torch and OpenCV
+        free = context.SimpleQueue()
+        for card in cards:
+            free.put(card)
+        pool = ProcessPoolExecutor(size, context, _prepare, (free if cards else None,))
+        return cls(pool, list(cards), size, set())
+
+    def submit(self, work: Work, shard: int) -> Future:
+        """May start a process. Ctrl-C reaches all processes of a terminal; here it is the driver's alone."""
+        before = set(active_children())
+        with _one_thread_each(), _blocked(STOPPING):
+            future = self.pool.submit(work, shard)
+            self.processes.update(set(active_children()) - before)
+        return future
+
+    def stop(self) -> None:
+        """Kill the workers: what they have not finished is done again."""
+        for process in self.processes:
+            process.kill()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass
 class LocalEngine:
-    """`workers` processes with one thread each."""
+    """`workers` processes with one thread each; they stay from pass to pass, as their imports take seconds."""
 
     workers: int
     attempts: int = 3
+    _current: Workers | None = field(default=None, init=False, repr=False, compare=False)
 
     def run(self, shards: Sequence[int], work: Work, gpu: bool = False) -> Iterator[tuple[int, dict]]:
         waiting, suspects, deaths = deque(shards), deque[int](), Counter[int]()
@@ -144,29 +184,38 @@ class LocalEngine:
                     raise ShardError(shard, f"its worker died {deaths[shard]} times (killed, or out of memory)")
             suspects.extend(lost)
 
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.stop()
+            self._current = None
+
     def _drain(self, queue: deque[int], work: Work, gpu: bool, alone: bool) -> Iterator[tuple[int, dict]]:
-        """Empty the queue with one pool; returns the shards that were under way when it broke."""
-        cards = _cards() if gpu else []
-        size = 1 if alone else len(cards) or self.workers
-        context = get_context("spawn")  # a fork would copy the threads' locks of torch and OpenCV
-        free = context.SimpleQueue()
-        for card in cards:
-            free.put(card)
-        with _one_thread_each(), ProcessPoolExecutor(size, context, _prepare, (free if cards else None,)) as pool:
-            running = {}
+        """Empty the queue; returns the shards that were under way when the pool broke."""
+        workers = self._workers(_cards() if gpu else [])
+        running: dict[Future, int] = {}
+        try:
             while queue or running:
-                try:
-                    while queue and len(running) < size:  # no more, so that all of these are under way
-                        running[pool.submit(work, queue[0])] = queue[0]
-                        queue.popleft()
-                    yield from _finished(running)
-                except BrokenProcessPool:
-                    yield from _finished({future: shard for future, shard in running.items() if _is_good(future)})
-                    return [shard for future, shard in running.items() if not _is_good(future)]
+                while queue and len(running) < (1 if alone else workers.size):  # no more, so that all are under way
+                    running[workers.submit(work, queue[0])] = queue[0]
+                    queue.popleft()
+                yield from _finished(running)
+        except BrokenProcessPool:
+            self.close()
+            yield from _finished({future: shard for future, shard in running.items() if _is_good(future)})
+            return [shard for future, shard in running.items() if not _is_good(future)]
+        except BaseException:  # a shard that raised, Ctrl-C, SIGTERM: nobody waits for the other shards
+            self.close()
+            raise
         return []
 
+    def _workers(self, cards: list[str]) -> Workers:
+        if self._current is None or self._current.cards != cards:
+            self.close()
+            self._current = Workers.start(len(cards) or self.workers, cards)
+        return self._current
 
-def _finished(running: dict) -> Iterator[tuple[int, dict]]:
+
+def _finished(running: dict[Future, int]) -> Iterator[tuple[int, dict]]:
     """Wait for one at least; yield what is finished and take it out of `running`."""
     for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
         try:
@@ -178,7 +227,7 @@ def _finished(running: dict) -> Iterator[tuple[int, dict]]:
         yield running.pop(future), counts
 
 
-def _is_good(future: Any) -> bool:
+def _is_good(future: Future) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
@@ -192,7 +241,9 @@ def _cards() -> list[str]:
 
 
 def _prepare(cards: Any) -> None:
-    """The start of a worker: its card, and an end when the driver ends."""
+    """The start of a worker: its card, an end when the driver ends, and by SIGTERM, which was blocked at the start."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if cards is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = cards.get()
     end_with_parent()
@@ -207,6 +258,19 @@ def _one_thread_each() -> Iterator[None]:
         yield
     finally:
         _restore(before)
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Hold `signals` back until the end; a process that is started meanwhile inherits this for good."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _restore(environment: Mapping[str, str | None]) -> None:
@@ -242,6 +306,9 @@ class RayEngine:
             for reference in finished:
                 shard = running.pop(reference)
                 yield shard, self._result(ray, reference, shard)
+
+    def close(self) -> None:
+        """Ray's own processes end with the driver."""
 
     def _start(self) -> Any:
         try:

@@ -1,6 +1,7 @@
-"""The end of HQ-ACF: manifest.parquet with every candidate and its fate, and the account that must add up."""
+"""The end of HQ-ACF: manifest.parquet with the split or drop reason of every candidate, and totals that are checked."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from osdhuman.files import replacing
 
 BLOCK = 32  # shards that are joined at a time: memory holds a block and the selection, never the manifest
 DIGESTS = pl.Schema({"id": pl.String, "crop_sha256": pl.String})
+FAULT_KINDS = 10  # how many of them the summary shows
+VALUE = re.compile(r"['\"\d{\[]")
 ORDER = {str(reason): place for place, reason in enumerate(Reason)}
 
 
 class Entry(NamedTuple):
-    """One shard as it entered: its source, and the pictures and boxes that were read or detected."""
+    """One shard as it entered: its source, and the images and boxes that were read or detected."""
 
     source: str
     images: int
@@ -26,21 +29,21 @@ class Entry(NamedTuple):
 
 
 class AccountError(RuntimeError):
-    """Pictures or boxes that were lost, or came twice: a fault of the pipeline, never of the data."""
+    """Images or boxes that were lost, or came twice: a fault of the pipeline, never of the data."""
 
 
 def write_manifest(out: Path, entries: Mapping[int, Entry], settings: Mapping[str, str]) -> dict:
     """Write `out`/manifest.parquet, with `settings` as the file's own metadata, and account.json; returns the account.
 
-    The manifest has the columns of CANDIDATES, every metric, `normalized`
-    (Eq. 1), `split`, and `crop_sha256` (of the PNG); `reason` is null exactly where `split` is set. Rows stand in the
-    order of the shards. Raises AccountError where the sums do not add up.
+    The manifest has the columns of CANDIDATES, every metric, `normalized` (Eq. 1), `split`, and `crop_sha256` (of the
+    PNG); `reason` is null exactly where `split` is set. Rows stand in the order of the shards. Raises AccountError
+    where the sums do not add up.
     """
     tallies: dict[str, Tally] = defaultdict(Tally)
     with replacing(out / "manifest.parquet") as part:
         with _parquet_writer(part, settings) as write:
             for shards in _blocks(sorted(entries)):
-                rows = fates(out, shards)
+                rows = outcomes(out, shards)
                 for shard in shards:
                     tallies[entries[shard].source].add(entries[shard], rows.filter(shard=shard))
                 write(rows.drop("shard"))
@@ -50,7 +53,7 @@ def write_manifest(out: Path, entries: Mapping[int, Entry], settings: Mapping[st
     return account
 
 
-def fates(out: Path, shards: Sequence[int]) -> pl.DataFrame:
+def outcomes(out: Path, shards: Sequence[int]) -> pl.DataFrame:
     """The rows of the manifest for these shards, with a column `shard`."""
     folders = {shard: out / "crops" / f"{shard:05d}" for shard in shards}
     candidates = [
@@ -102,7 +105,7 @@ def _parquet_writer(path: Path, settings: Mapping[str, str]) -> Iterator[Callabl
 
 
 class Tally:
-    """What became of the pictures and boxes of one source."""
+    """What became of the images and boxes of one source."""
 
     def __init__(self) -> None:
         self.images_in = self.boxes_in = 0
@@ -114,14 +117,14 @@ class Tally:
         """One shard: how it entered, and its rows of the manifest."""
         self.images_in += entry.images
         self.boxes_in += entry.boxes
-        self.images.update(_picture_reasons(rows))
+        self.images.update(_image_reasons(rows))
         self.boxes.update(rows.filter(pl.col("box_id").is_not_null())["reason"].to_list())
         self.splits.update(rows["split"].drop_nulls().to_list())
 
     def summary(self) -> dict:
         return {
-            "images": {"in": self.images_in, **_fates(self.images)},
-            "boxes": {"in": self.boxes_in, **_fates(self.boxes)},
+            "images": {"in": self.images_in, **_outcomes(self.images)},
+            "boxes": {"in": self.boxes_in, **_outcomes(self.boxes)},
             "splits": {split: self.splits[split] for split in ("train", "val", "test")},
         }
 
@@ -133,14 +136,14 @@ class Tally:
         return total
 
 
-def _picture_reasons(rows: pl.DataFrame) -> list[str | None]:
-    """One entry per picture: None if a box of it is kept, else the reason of the box that came furthest."""
+def _image_reasons(rows: pl.DataFrame) -> list[str | None]:
+    """One entry per image: None if a box of it is kept, else the reason of the box that came furthest."""
     place = pl.col("reason").replace_strict(ORDER, return_dtype=pl.Int32).fill_null(len(ORDER))
     furthest = rows.group_by("source", "file", "image_id").agg(pl.col("reason").sort_by(place).last())
     return furthest["reason"].to_list()
 
 
-def _fates(counts: Counter[str | None]) -> dict:
+def _outcomes(counts: Counter[str | None]) -> dict:
     dropped = {str(reason): counts[str(reason)] for reason in Reason if counts[str(reason)]}
     return {"kept": counts[None], "dropped": dropped}
 
@@ -160,8 +163,8 @@ def _check(what: str, part: dict) -> None:
         raise AccountError(f"{what} do not add up: {part['in']} in, {part['kept']} kept, {part['dropped']} dropped")
 
 
-def account_text(account: dict) -> str:
-    """The account as lines for a terminal."""
+def summary(account: dict, out: Path) -> str:
+    """The account as lines for a terminal: images, boxes and faults by reason, and the files that name each of them."""
     lines = []
     for kind in ("images", "boxes"):
         part = account[kind]
@@ -169,6 +172,19 @@ def account_text(account: dict) -> str:
         lines += [f"{-count:>9,}   {reason}" for reason, count in part["dropped"].items()]
         lines.append(f"{part['kept']:>9,}   kept")
     lines.append("          crops: " + ", ".join(f"{count:,} {split}" for split, count in account["splits"].items()))
+    if not sum(account["splits"].values()):
+        lines.append("          no crop was selected; the reasons above say which gate took them")
     if account["faults"]:
-        lines.append(f"{account['faults']:>9,} malformed annotations, listed in faults.jsonl")
-    return "\n".join(lines)
+        lines.append(f"{account['faults']:>9,} malformed annotations or files that are no images:")
+        lines += [f"{count:>9,}   {kind}" for kind, count in fault_kinds(out / "faults.jsonl").most_common(FAULT_KINDS)]
+        lines.append(f"          each is named in {out / 'faults.jsonl'}")
+    return "\n".join([*lines, f"          each candidate and its reason: {out / 'manifest.parquet'}"])
+
+
+def fault_kinds(path: Path) -> Counter[str]:
+    """How often each kind of fault came, as `source: fault` up to the first value that the fault quotes."""
+    kinds: Counter[str] = Counter()
+    with path.open(encoding="utf-8") as lines:
+        for fault in map(json.loads, lines):
+            kinds[f"{fault['source']}: {VALUE.split(fault['fault'], maxsplit=1)[0].rstrip(' ,;:([') or 'fault'}"] += 1
+    return kinds

@@ -2,19 +2,21 @@
 
     sources -> detect -> cut -> score -> select -> write -> manifest
 
-A shard is `shard_size` pictures of one source. A pass reads the folder of the pass before and leaves its own; what is
+A shard is `shard_size` images of one source. A pass reads the folder of the pass before and leaves its own; what is
 finished is never done again, so the same command goes on after any stop, and ends with the same files.
 """
 
 import shutil
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import yaml
 
-from osdhuman.config import dump_config
+from osdhuman.config import dump_config, load_yaml
 from osdhuman.curate.config import PRODUCTS, HQACFConfig, refuse_other_settings
 from osdhuman.curate.detect import build_detector
-from osdhuman.curate.engines import Engine, build_engine, read_done, remove_remains
+from osdhuman.curate.engines import Engine, build_engine, read_done, remove_leftovers
 from osdhuman.curate.passes import (
     WRITTEN,
     cut_shard,
@@ -38,8 +40,9 @@ from osdhuman.resume import exclusive
 def run(config: HQACFConfig) -> dict:
     """Do whatever is left to do in `config.out`; returns the account.
 
-    Raises MetricUnavailable before any work where a metric cannot be had, ValueError where the folder holds a run with
-    other settings, ShardError for a shard that cannot be done, AccountError for a picture that was lost.
+    Raises MetricUnavailable before any work where a metric cannot be had; ValueError where the folder holds a run with
+    other settings, or a source names no image; ShardError for a shard that cannot be done; AccountError for an image
+    that was lost.
     """
     config = config.absolute()
     if not is_decided(config):
@@ -47,7 +50,22 @@ def run(config: HQACFConfig) -> dict:
     config.out.mkdir(parents=True, exist_ok=True)
     with exclusive(config.out, "wait until it ends, or choose out=..."):
         claim(config)
-        return do_passes(config, build_engine(config.engine))
+        try:
+            with closing(build_engine(config.engine)) as engine:
+                return do_passes(config, engine)
+        finally:
+            remove_unfinished(config.out)
+
+
+def progress(out: Path) -> str:
+    """What a stopped run in `out` has finished, in one line."""
+    total = (read_done(out / "images") or {}).get("shards")
+    if total is None:
+        return f"the sources were not read to the end; the same command begins again in {out}"
+    passes = {"detected": "boxes", "cut": "crops", "scored": "scores"}
+    counts = {name: len(list((out / folder).glob("[0-9]*"))) for name, folder in passes.items()}
+    done = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none begun"
+    return f"of {total} shards {done}; they are kept in {out} and the same command continues"
 
 
 def do_passes(config: HQACFConfig, engine: Engine) -> dict:
@@ -82,12 +100,28 @@ def check_networks(config: HQACFConfig) -> None:
         build_detector(config.detector.model_copy(update={"device": "cpu"}))
 
 
+def _settings_of(path: Path) -> dict:
+    """The settings that an earlier run wrote. Raises ValueError, one line, for a damaged file."""
+    try:
+        settings = load_yaml(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}; delete it or choose out=...") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings; delete it or choose out=...")
+    return settings
+
+
 def claim(config: HQACFConfig) -> None:
-    """Make the run folder this run's: refuse other settings, note these, remove what dead attempts left."""
+    """Make the run folder this run's: refuse other settings, note these, remove what unfinished attempts left."""
     path = config.out / "config.yaml"
     if path.exists():
-        refuse_other_settings(config, yaml.safe_load(path.read_text(encoding="utf-8")))
+        refuse_other_settings(config, _settings_of(path))
     with replacing(path) as part:
         part.write_text(dump_config(config), encoding="utf-8")
+    remove_unfinished(config.out)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Delete the temporary files and folders of attempts that ended before they were whole."""
     for folder in ("", *PRODUCTS, *(f"persona/{inside}" for inside in (WRITTEN, "train", "val/hq", "val/lq", "test"))):
-        remove_remains(config.out / folder)
+        remove_leftovers(out / folder)

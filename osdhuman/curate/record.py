@@ -1,6 +1,6 @@
 """The records that flow through HQ-ACF, and the reasons for which one is dropped.
 
-Boxes are `x0, y0, x1, y1` in pixels of the upright picture at its full size, half-open, floats.
+Boxes are `x0, y0, x1, y1` in pixels of the upright image at its full size, half-open, floats.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ class Reason(StrEnum):
     """Why a candidate is not in PERSONA. Members stand in the order in which the pipeline asks."""
 
     NO_PERSON = "no person"  # the annotation, or the detector, shows nobody
-    UNREADABLE = "unreadable"  # missing, empty, damaged or not a picture
+    UNREADABLE = "unreadable"  # missing, empty, damaged or not an image
     TRUNCATED = "truncated"
     TOO_MANY_PIXELS = "too many pixels"  # more than the config allows: a decompression bomb, or a panorama
     CMYK = "cmyk"
@@ -37,7 +37,7 @@ class Reason(StrEnum):
 
 
 class Box(NamedTuple):
-    """One person; `id` is the annotation's own, unique within its picture."""
+    """One person; `id` is the annotation's own, unique within its image."""
 
     x0: float
     y0: float
@@ -53,9 +53,9 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture of a source with its persons.
+    """One image of a source with its persons.
 
-    `file` is relative to the source's folder of pictures. `boxes` is None where a detector has yet to look. `ignored`
+    `file` is relative to the source's folder of images. `boxes` is None where a detector has yet to look. `ignored`
     are regions that hold persons but are no candidates: crowds, groups, depictions, masks. `width` and `height` are
     the annotation's, None where it is silent.
     """
@@ -73,11 +73,12 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One box of one picture, or a whole picture that was dropped before its boxes were looked at (`box_id` None).
+    """One box of one image, or a whole image that was dropped before its boxes were looked at (`box_id` None).
 
     `reason` is None as long as it is kept; then `id` names its crop, `<id>.png`. `crop_x, crop_y, crop_side` are whole
-    pixels of the full picture; `persons` counts those the crop shows, the ignored included. `sharpness` is the
-    variance of the Laplacian. `sha256` is that of the picture's file.
+    pixels of the full image; `persons` counts those the crop shows, the ignored included. `overflow` is "shrink" or
+    "pad" where the box is longer than the image's short side, and `box_inside` the share of the box that the crop
+    shows. `sharpness` is the variance of the Laplacian. `sha256` is that of the image's file.
     """
 
     id: str
@@ -99,6 +100,8 @@ class Candidate:
     crop_y: int | None = None
     crop_side: int | None = None
     persons: int | None = None
+    overflow: str | None = None
+    box_inside: float | None = None
     reason: str | None = None
     detail: str | None = None  # what exactly was wrong, in words
 
@@ -127,6 +130,8 @@ CANDIDATES = pl.Schema(
         "box_id": pl.String,
         **{name: pl.Float64 for name in ("x0", "y0", "x1", "y1")},
         **{name: pl.Int32 for name in ("crop_x", "crop_y", "crop_side", "persons")},
+        "overflow": pl.String,
+        "box_inside": pl.Float64,
         "reason": pl.String,
         "detail": pl.String,
     }

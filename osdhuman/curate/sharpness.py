@@ -1,9 +1,9 @@
-"""Variance of the Laplacian: how much fine structure a picture shows (paper, section 3.1).
+"""Variance of the Laplacian: how much fine structure an image shows (paper, section 3.1).
 
 The number depends on the scale: the same photograph has less of it per pixel at twice the size. So it is always
-measured with the longer side at 512 pixels (`SIDE`), the size that the crops will have; smaller pictures as they are.
+measured with the longer side at 512 pixels (`SIDE`), the size that the crops will have; smaller images as they are.
 A blur too small to be seen at that size, the crops will hardly show. A large JPEG is read at a reduced size first, but
-never below twice `SIDE`, and by a factor that follows from the picture alone: its sharpness does not depend on its
+never below twice `SIDE`, and by a factor that follows from the image alone: its sharpness does not depend on its
 boxes. (Read in full it would have up to 12 % more.)
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from osdhuman.config import Config
-from osdhuman.curate.pixels import DecodeConfig, decode, read_header, reduction, resize
+from osdhuman.curate.pixels import DecodeConfig, open_image, reduction, resize
 from osdhuman.curate.record import ImageRecord
 
 SIDE = 512
@@ -31,8 +31,8 @@ class SharpnessConfig(Config):
     """
 
     threshold: float | None = Field(100.0, ge=0)
-    quantile: float | None = Field(None, ge=0, le=1)  # the share of a source's pictures that is dropped
-    sample: int = Field(1000, gt=0)  # pictures of a source from which its quantile is estimated
+    quantile: float | None = Field(None, ge=0, le=1)  # the share of a source's images that is dropped
+    sample: int = Field(1000, gt=0)  # images of a source from which its quantile is estimated
     seed: int = 0  # of that sample
 
     @model_validator(mode="after")
@@ -58,16 +58,16 @@ def laplacian_variance(pixels: np.ndarray) -> float:
 
 
 def measuring_factor(width: int, height: int) -> int:
-    """The factor (1, 2, 4 or 8) by which a picture is reduced for `laplacian_variance`."""
+    """The factor (1, 2, 4 or 8) by which an image is reduced for `laplacian_variance`."""
     return reduction(max(width, height), 2 * SIDE)
 
 
 def estimate_threshold(
     records: Iterable[ImageRecord], root: Path, config: SharpnessConfig, decoding: DecodeConfig | None = None
 ) -> float:
-    """The threshold below which pictures of one source are dropped: the fixed one, or the source's quantile.
+    """The threshold below which images of one source are dropped: the fixed one, or the source's quantile.
 
-    The quantile is that of `config.sample` pictures, drawn by a hash of seed and file name from those that show
+    The quantile is that of `config.sample` images, drawn by a hash of seed and file name from those that show
     somebody: neither the order of the records nor the number of workers matters. Memory holds the sample alone.
     Raises ValueError where not one of them can be read.
     """
@@ -80,8 +80,8 @@ def estimate_threshold(
     values = [value for file in sample if (value := _measure(root / file, decoding)) is not None]
     if not values:
         raise ValueError(
-            f"no sharpness could be measured: of {len(sample)} sampled pictures in {root} none can be read; "
-            "check the folder of pictures, or set a fixed sharpness threshold"
+            f"no sharpness could be measured: of {len(sample)} sampled images in {root} none can be read; "
+            "check the folder of images, or set a fixed sharpness threshold"
         )
     return float(np.quantile(values, config.quantile))
 
@@ -92,8 +92,7 @@ def _draw(file: str, config: SharpnessConfig) -> bytes:
 
 def _measure(path: Path, config: DecodeConfig) -> float | None:
     try:
-        data = path.read_bytes()
-        header = read_header(data, config)
-        return laplacian_variance(decode(data, config, measuring_factor(header.width, header.height)).pixels)
-    except (OSError, ValueError):  # such a picture is counted when its turn to be cut comes
+        image = open_image(path.read_bytes(), config)
+        return laplacian_variance(image.decode(measuring_factor(image.width, image.height)).pixels)
+    except (OSError, ValueError):  # such an image is counted when its turn to be cut comes
         return None

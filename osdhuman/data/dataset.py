@@ -85,7 +85,7 @@ class TrainingImages(Dataset):
             raise
 
     def _read(self, hq: Path, lq: Path | None) -> Tensor:
-        images = [load_rgb(path) for path in (hq, lq) if path is not None]
+        images = [load_rgb(path, self.config.max_pixels) for path in (hq, lq) if path is not None]
         if images[0].shape != images[-1].shape:
             raise ImageError(hq, f"its lq has another size: {_size(images[-1])} instead of {_size(images[0])}")
         if min(images[0].shape[1:]) < self.config.size and not self.config.upscale_small:

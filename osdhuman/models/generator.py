@@ -24,14 +24,24 @@ class Generator(nn.Module):
     """`I_hat = G(I_L; p)`, Eq. 3, over a diffusers UNet and VAE and a prompt extractor.
 
     `timestep` is the paper's T_L; `abar` the schedule, float32 (T,). Height and width of an image must be multiples of
-    `multiple`; a latent is `factor` times smaller.
+    `multiple`; a latent is `factor` times smaller. A prompt is (B,tokens,width), or a pair (B,2,tokens,width) of a
+    negative [:,0] and a positive [:,1] one, combined by classifier-free guidance of scale `guidance`.
     """
 
-    def __init__(self, unet: nn.Module, vae: nn.Module, prompt_extractor: nn.Module, abar: Tensor, timestep: int = 999):
+    def __init__(
+        self,
+        unet: nn.Module,
+        vae: nn.Module,
+        prompt_extractor: nn.Module,
+        abar: Tensor,
+        timestep: int = 999,
+        guidance: float = 1.0,
+    ):
         super().__init__()
         if not 0 <= timestep < len(abar):
             raise ValueError(f"timestep {timestep} is outside the schedule of {len(abar)} steps")
-        self.unet, self.vae, self.prompt_extractor, self.timestep = unet, vae, prompt_extractor, timestep
+        self.unet, self.vae, self.prompt_extractor = unet, vae, prompt_extractor
+        self.timestep, self.guidance = timestep, guidance
         self.register_buffer("abar", abar, persistent=False)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)
@@ -71,7 +81,20 @@ class Generator(nn.Module):
         return z * self.vae.config.scaling_factor
 
     def denoise(self, z_lq: Tensor, prompt: Tensor) -> Tensor:
-        """The noise that the UNet sees in `z_lq` at the fixed timestep: (B,C,h,w)."""
+        """The noise that the UNet predicts for `z_lq` at the fixed timestep: (B,C,h,w).
+
+        A pair of prompts takes one UNet call on a batch of 2B; a guidance of at most 1 uses the positive prompt alone.
+        """
+        if prompt.ndim == 3:
+            return self._predict(z_lq, prompt)
+        negative, positive = prompt.unbind(1)
+        if self.guidance <= 1:
+            return self._predict(z_lq, positive)
+        both = self._predict(torch.cat([z_lq, z_lq]), torch.cat([negative, positive]))
+        negative, positive = both.chunk(2)
+        return negative + self.guidance * (positive - negative)
+
+    def _predict(self, z_lq: Tensor, prompt: Tensor) -> Tensor:
         t = torch.full((len(z_lq),), self.timestep, device=z_lq.device)
         dtype = self.unet.dtype
         z_lq = z_lq.to(dtype).contiguous(memory_format=torch.channels_last)

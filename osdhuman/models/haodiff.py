@@ -8,7 +8,6 @@ here it is the mean unless `sample` is set, as in `Generator`.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -37,34 +36,9 @@ class HAODiffConfig(Config):
     guidance: float = Field(3.5, gt=0)  # at most 1: the positive prompt alone
 
 
-class DualPromptGenerator(Generator):
-    """A generator whose prompts are pairs (B,2,tokens,width): [:,0] negative, [:,1] positive."""
-
-    def __init__(
-        self,
-        unet: nn.Module,
-        vae: nn.Module,
-        prompt_extractor: nn.Module,
-        abar: Tensor,
-        timestep: int = 199,
-        guidance: float = 3.5,
-    ):
-        super().__init__(unet, vae, prompt_extractor, abar, timestep)
-        self.guidance = guidance
-
-    def denoise(self, z_lq: Tensor, prompt: Tensor) -> Tensor:
-        """`noise_neg + guidance * (noise_pos - noise_neg)` from one UNet call on a batch of 2B: (B,C,h,w)."""
-        negative, positive = prompt.unbind(1)
-        if self.guidance <= 1:
-            return super().denoise(z_lq, positive)
-        both = super().denoise(torch.cat([z_lq, z_lq]), torch.cat([negative, positive]))
-        negative, positive = both.chunk(2)
-        return negative + self.guidance * (positive - negative)
-
-
 def build_haodiff(
     base: "Base", prompts: DualPromptExtractor, lora: dict[str, Tensor], config: HAODiffConfig | None = None
-) -> DualPromptGenerator:
+) -> Generator:
     """Merge what `read_unet_lora` gave into `base.unet`, in place, and join the parts.
 
     Raises ValueError if the prompts or the LoRA layers are not for this base.
@@ -76,7 +50,7 @@ def build_haodiff(
             _check_width("the LoRA file", tensor.shape[1], unet)
     merge_lora(unet, lora, config.lora.scale)
     prompts = prompts.to(unet.dtype)
-    generator = DualPromptGenerator(unet, base.vae, prompts, base.abar, config.timestep, config.guidance)
+    generator = Generator(unet, base.vae, prompts, base.abar, config.timestep, config.guidance)
     return generator.eval().requires_grad_(False)
 
 

@@ -45,7 +45,7 @@ def load_realesrgan(folder: str | Path | None = None, name: str = "realesrgan-x4
     `realesrgan-x4plus-anime`, with 6 blocks instead of 23, can be read as well. Raises FileNotFoundError if the package
     or a file is missing and ValueError, naming the layer, if the files are damaged or hold another network.
     """
-    folder = Path(folder) if folder is not None else _package_models()
+    folder = Path(folder) if folder is not None else package_models()
     param, weights = folder / f"{name}.param", folder / f"{name}.bin"
     for path in (param, weights):
         if not path.is_file():
@@ -122,7 +122,8 @@ def rrdbnet_names(convolutions: int, source: str | Path) -> list[str]:
     return ["conv_first", *body, "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
 
 
-def _package_models() -> Path:
+def package_models() -> Path:
+    """The folder of the installed package's models. Raises FileNotFoundError if the package is not installed."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"Real-ESRGAN's weights come with a package that is not installed: `{INSTALL}`")

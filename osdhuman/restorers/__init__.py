@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 RESTORERS = {
     "osdhuman": "osdhuman.restorers.osdhuman:OSDHumanRestorer",
     "osediff": "osdhuman.restorers.osediff:OSEDiff",
+    "haodiff": "osdhuman.restorers.haodiff:HAODiff",
+    "sinsr": "osdhuman.restorers.sinsr:SinSR",
+    "resshift": "osdhuman.restorers.resshift:ResShift",
+    "realesrgan": "osdhuman.restorers.realesrgan:RealESRGAN",
+    "spandrel": "osdhuman.restorers.spandrel:Spandrel",
     "input": "osdhuman.restorers.classical:Input",
     "bicubic": "osdhuman.restorers.classical:Bicubic",
     "gaussian": "osdhuman.restorers.classical:Gaussian",
