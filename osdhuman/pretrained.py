@@ -17,6 +17,7 @@ from osdhuman.config import parse_config
 from osdhuman.files import file_sha256, replacing
 from osdhuman.machine import DtypeName, find_dtype
 from osdhuman.models.base import TINY, Base, BaseError, load_base
+from osdhuman.models.checkpoint import read_safetensors
 from osdhuman.models.generator import Generator
 from osdhuman.models.lora import merge_lora
 from osdhuman.models.prompts import build_prompt_extractor
@@ -55,7 +56,9 @@ class OSDHuman:
         folder = find_model(source)
         card = _read_card(folder)
         config = _changed(parse_config(OSDHumanConfig, card["model"], str(folder / "config.json")), folder, changes)
-        state = _read_weights(folder / "model.safetensors")  # before the base, whose loading takes long
+        state = read_safetensors(
+            folder / "model.safetensors", "Copy or save the model again."
+        )  # before the base, whose loading takes long
         dtype = find_dtype(dtype, device)
         base = load_base(config.base, dtype, text=config.prompt.kind != "hfie")
         if base.fingerprint != card["base_fingerprint"]:
@@ -119,17 +122,6 @@ def _read_card(folder: Path) -> dict[str, Any]:
     if lacking:
         raise ValueError(f"{path} has no {' and no '.join(map(repr, lacking))}: this is not a model of osdhuman")
     return card
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """model.safetensors. Raises ValueError, one line, for a file that is cut off or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): copy or save the model again") from None
 
 
 def find_model(source: str | Path) -> Path:

@@ -12,7 +12,7 @@ EXTRAS = {
     "methods": {"spandrel"},
     "train": {"lpips", "stlpips_pytorch", "tensorboard"},
     "eval": {"matplotlib", "polars", "scipy", "stlpips_pytorch"},
-    "curate": {"duckdb", "ijson", "matplotlib", "onnxruntime", "polars", "pyarrow"},
+    "curate": {"duckdb", "ijson", "matplotlib", "onnxruntime", "polars", "pyarrow", "simplejpeg"},
 }
 
 
