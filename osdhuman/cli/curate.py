@@ -16,6 +16,7 @@ from osdhuman.config import dump_config, load_config
 
 
 def main() -> int:
+    """Returns the exit code: 0, 1 if a rebuild is incomplete, 2 for a fault, 130 or 143 if it was stopped."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     arguments = parse_arguments(sys.argv[1:])
@@ -39,6 +40,7 @@ def do(arguments: argparse.Namespace) -> int:
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """The arguments with the function of their sub-command; `run` is the default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="run | tags | report | rebuild")
 
@@ -75,6 +77,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
 
 def run_pipeline(arguments: argparse.Namespace) -> int:
+    """`run`: build PERSONA and print the account."""
     from osdhuman.curate.config import HQACFConfig
     from osdhuman.curate.manifest import summary
     from osdhuman.curate.pipeline import run
@@ -90,6 +93,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
 
 def run_progress(arguments: argparse.Namespace) -> str:
+    """What a stopped run has done."""
     from osdhuman.curate.config import HQACFConfig
     from osdhuman.curate.pipeline import progress
 
@@ -97,10 +101,12 @@ def run_progress(arguments: argparse.Namespace) -> str:
 
 
 def continues(arguments: argparse.Namespace) -> str:
+    """How a stopped sub-command goes on."""
     return "what is written is kept and the same command continues"
 
 
 def tag_persona(arguments: argparse.Namespace) -> int:
+    """`tags`: tag PERSONA train by RAM++."""
     from osdhuman.curate.tags import TagConfig, tag_folder
 
     output = arguments.out / "tags"
@@ -110,6 +116,7 @@ def tag_persona(arguments: argparse.Namespace) -> int:
 
 
 def write_report(arguments: argparse.Namespace) -> int:
+    """`report`: write tables, figures and the page of a finished run."""
     from osdhuman.curate.report.report import report
 
     folders = named_folders(arguments.folders)
@@ -120,6 +127,7 @@ def write_report(arguments: argparse.Namespace) -> int:
 
 
 def rebuild_persona(arguments: argparse.Namespace) -> int:
+    """`rebuild`: make PERSONA again from its manifest."""
     from osdhuman.curate.rebuild import rebuild
 
     result = rebuild(arguments.manifest, named_folders(arguments.roots), arguments.output, arguments.workers)

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def freeze_set(args: argparse.Namespace, frozen: FrozenSet) -> int:
+    """Freeze every pair that is not there yet."""
     config = read_settings(args)
     frozen.records |= read_manifest(args.output, config) or {}
     args.output.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,7 @@ def freeze_set(args: argparse.Namespace, frozen: FrozenSet) -> int:
 
 
 def verify_set(args: argparse.Namespace, frozen: FrozenSet) -> int:
+    """Compare a frozen set with its manifest; nothing is written."""
     config = read_settings(args)
     records, faults = read_manifest(args.output, config), Summary()
     if records is None:
@@ -56,22 +58,26 @@ def verify_set(args: argparse.Namespace, frozen: FrozenSet) -> int:
 
 
 def read_settings(args: argparse.Namespace) -> PairsConfig:
+    """The settings of a set from file, overrides and options."""
     degradation = load_config(DegradationConfig, args.config, args.overrides)
     values = {"size": args.size, "seed": args.seed, "device": find_device(args.device)}
     return parse_config(PairsConfig, values | {"degradation": degradation.model_dump()}, "the options")
 
 
 def progress(frozen: FrozenSet) -> str:
+    """What a stopped command has done."""
     return f"{len(frozen.records)} pairs are made; the same command continues"
 
 
 def report(failed: Summary) -> int:
+    """Print the failures; the exit code."""
     if failed:
         print(f"{len(failed)} failure(s)\n{failed}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hq_folder", type=Path, metavar="HQ_FOLDER", help="images of any usual format, in any depth")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="degradation settings, such as usm=true")

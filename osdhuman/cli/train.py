@@ -19,6 +19,7 @@ PROGRESS = "the same command continues from the newest checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 finished, 2 for a fault, 130 after Ctrl-C, 143 after SIGTERM (saved, unfinished)."""
     args = _parse(arguments)
     return run_command("train", lambda: _train(args), lambda: PROGRESS, ERRORS)
 

@@ -15,6 +15,7 @@ PROGRESS = "the same command keeps the finished stages"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for a fault, 130 or 143 if it was stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML file of TinyBaseConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

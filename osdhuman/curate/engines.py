@@ -57,6 +57,8 @@ class ShardError(RuntimeError):
 
 
 class Engine(Protocol):
+    """Runs the work of a pass over its shards."""
+
     def run(self, shards: Sequence[int], work: Work, gpu: bool = False) -> Iterator[tuple[int, dict]]:
         """Do `work` for every shard; yield (shard, counts) as they come, each once.
 
@@ -71,6 +73,7 @@ class Engine(Protocol):
 
 
 def build_engine(config: EngineConfig) -> Engine:
+    """The engine that `config` names: processes of this machine, or Ray."""
     if config.kind == "ray":
         return RayEngine(config.workers, config.attempts, config.address)
     return LocalEngine(config.workers or _processors(), config.attempts)

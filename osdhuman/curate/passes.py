@@ -132,6 +132,7 @@ def _write_records(path: Path, records: Sequence[ImageRecord]) -> dict:
 
 
 def shard_folder(config: HQACFConfig, product: str, shard: int) -> Path:
+    """Where a pass leaves the shard of a product."""
     return config.out / product / f"{shard:05d}"
 
 
@@ -240,6 +241,7 @@ def score_shard(config: HQACFConfig, shard: int) -> dict:
 
 
 def select_crops(config: HQACFConfig) -> None:
+    """The one global step, unless it is done."""
     if not (config.out / "selection" / "selection.parquet").exists():
         select(config.out, config.select, [source.name for source in config.sources if source.split == "test"])
 

@@ -40,6 +40,7 @@ def score_crops(folder: Path, ids: Sequence[str], config: ScoreConfig) -> pl.Dat
 
 
 def device(config: ScoreConfig) -> str:
+    """The device that `config` names; for auto CUDA where there is one."""
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -220,6 +220,7 @@ def find_duplicates(out: Path, crops: pl.DataFrame) -> pl.DataFrame:
 
 
 def drop_duplicates(crops: pl.DataFrame, duplicates: pl.DataFrame, verdicts: Verdicts) -> None:
+    """Drop the crops that `find_duplicates` found."""
     places = np.flatnonzero(crops["id"].is_in(duplicates["id"].implode()))
     verdicts.drop(places, Reason.DUPLICATE, duplicates["detail"])
 
@@ -233,6 +234,7 @@ def oriented(name: str, scores: np.ndarray) -> np.ndarray:
 
 
 def higher_is_better(name: str) -> bool:
+    """The direction of a metric; ValueError for an unknown name."""
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return METRICS[name].higher_is_better
@@ -422,6 +424,7 @@ def seeded(seed: int, keys: Iterable[Any]) -> np.ndarray:
 
 
 def write_selection(out: Path, crops: pl.DataFrame, verdicts: Verdicts, statistics: dict[str, Any]) -> dict[str, int]:
+    """Write selection.parquet and selection.json; returns the number of crops by split and reason."""
     decided = {
         name: pl.Series(getattr(verdicts, name).tolist(), dtype=pl.String) for name in ("split", "reason", "detail")
     }

@@ -29,6 +29,7 @@ def run_ablation(config: AblationConfig) -> tuple[EvalConfig, Failures]:
 
 
 def output_of(config: AblationConfig) -> Path:
+    """The folder of an ablation, which is its evaluation's."""
     return Path(config.eval.get("output", EvalConfig.model_fields["output"].default))
 
 

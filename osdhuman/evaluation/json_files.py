@@ -22,6 +22,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` whole or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -57,6 +57,7 @@ def run(config: EvalConfig) -> Failures:
 
 
 def write_config(config: EvalConfig) -> None:
+    """Write the resolved settings into the output folder."""
     with replacing(config.output / "config.yaml") as part:
         part.write_text(dump_config(config), encoding="utf-8")
 

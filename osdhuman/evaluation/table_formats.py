@@ -72,14 +72,17 @@ def _markdown_differences(table: Table, metrics: list[str]) -> str:
 
 
 def number_text(value: float, column: Column) -> str:
+    """A mean with the paper's decimals."""
     return f"{value:.{column.metric.digits}f}"
 
 
 def interval_text(cell: Result, column: Column) -> str:
+    """A confidence interval with the paper's decimals."""
     return f"[{number_text(cell.low, column)}, {number_text(cell.high, column)}]"
 
 
 def difference_text(difference: Difference, column: Column) -> str:
+    """A paired difference with its interval and p-value."""
     low, mean, high = (
         f"{value:+.{column.metric.digits}f}" for value in (difference.low, difference.mean, difference.high)
     )

@@ -78,6 +78,7 @@ def estimate(generator: "Generator", height: int, width: int, plan: Plan) -> dic
 
 
 def free_cached(generator: "Generator") -> None:
+    """Give back memory that PyTorch keeps for later."""
     gc.collect()
     if generator.abar.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -56,6 +56,7 @@ def list_names(folder: Path) -> tuple[dict[str, Path], list[dict[str, str]]]:
 
 
 def stem_of(path: Path) -> str:
+    """The name by which an image and its reference are paired: without suffix, with slashes."""
     return path.with_suffix("").as_posix()
 
 
@@ -88,6 +89,7 @@ class Reference:
 
 
 def checked(image: Header, reference: Header | None, png_only: bool) -> Header:
+    """The header of an image that can be measured; ValueError with the reason for one that cannot."""
     if png_only and image.format != "PNG":
         raise ValueError(f"is a {image.format}, but its compression would be measured too: save restored images as PNG")
     if reference and image.size != reference.size:

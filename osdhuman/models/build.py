@@ -63,6 +63,7 @@ def _file_name(name: str) -> str:
 
 
 def require_same_names(expected: set[str], found: set[str]) -> None:
+    """ValueError where a model file lacks tensors or has others, with the first names of each."""
     if expected != found:
         missing, extra = sorted(expected - found), sorted(found - expected)
         raise ValueError(

@@ -63,6 +63,8 @@ class Filter(Input):
 
 
 class Gaussian(Filter):
+    """Gaussian blur."""
+
     name = "gaussian"
 
     class Settings(Config):
@@ -73,6 +75,8 @@ class Gaussian(Filter):
 
 
 class Bilateral(Filter):
+    """OpenCV's bilateral filter."""
+
     name = "bilateral"
 
     class Settings(Config):
@@ -86,6 +90,8 @@ class Bilateral(Filter):
 
 
 class NonLocalMeans(Filter):
+    """OpenCV's non-local means for colour images."""
+
     name = "nlm"
 
     class Settings(Config):

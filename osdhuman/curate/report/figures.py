@@ -348,4 +348,5 @@ def _render(draw: Callable[..., None], theme: Theme, data: Sequence[Any], kinds:
 
 
 def data_uri(data: bytes, kind: str) -> str:
+    """Data as a URI that a page can hold; `kind` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

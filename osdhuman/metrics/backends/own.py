@@ -19,8 +19,10 @@ def version(metric: Metric) -> str:
 
 
 def weights(metric: Metric) -> list[Path]:
+    """No files: these metrics are formulas."""
     return []
 
 
 def load(metric: Metric, device: torch.device) -> Callable[..., Tensor]:
+    """A function of images (B,3,H,W) in [0,1] and their references that gives scores (B,)."""
     return DEFINITIONS[metric.variant]

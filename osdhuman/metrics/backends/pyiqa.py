@@ -17,6 +17,7 @@ library = "pyiqa"
 
 
 def version(metric: Metric) -> str:
+    """The installed version; MetricUnavailable where pyiqa is missing."""
     try:
         return metadata.version("pyiqa")
     except metadata.PackageNotFoundError:
@@ -25,6 +26,7 @@ def version(metric: Metric) -> str:
 
 
 def weights(metric: Metric) -> list[Path]:
+    """The files that pyiqa reads for a metric, downloaded where they are in no cache."""
     return obtain(metric.name)
 
 

@@ -18,6 +18,7 @@ library = "stlpips-pytorch"
 
 
 def version(metric: Metric) -> str:
+    """The installed version; MetricUnavailable where the package is missing."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -31,6 +32,7 @@ def weights(metric: Metric) -> list[Path]:
 
 
 def load(metric: Metric, device: torch.device) -> Callable[..., Tensor]:
+    """A function of images (B,3,H,W) in [0,1] and their references that gives scores (B,)."""
     network = shift_tolerant_lpips(metric.variant).to(device).eval().requires_grad_(False)
     return lambda image, reference: network(image * 2 - 1, reference * 2 - 1)
 

@@ -46,6 +46,8 @@ class VQConfig(Config):
 
 
 class VQAutoencoder(nn.Module):
+    """The f4 autoencoder: images (B,3,H,W) in [-1,1] and latents (B,3,H/4,W/4)."""
+
     def __init__(self, config: VQConfig):
         super().__init__()
         self.config = config
@@ -165,6 +167,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
+    """Two convolutions with norms before them, and a shortcut: (B,C,H,W) -> (B,C',H,W)."""
+
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.norm1 = _norm(channels)
