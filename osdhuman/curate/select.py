@@ -3,7 +3,7 @@
 In order: an image that came twice is dropped once; crops of train sources are ranked by Eq. 1, the top third is
 kept, then each metric has its floor; val is drawn from what is left, by image. Crops of test sources are not ranked:
 they are sampled within limits of each metric. Nothing depends on the order or the number of shards: sums are exact,
-ties go to the smaller id, and draws are hashes.
+ties go to the smaller id, and draws are hashes. Arrays of scores and of places are (n,).
 """
 
 import json
@@ -229,7 +229,7 @@ def drop_duplicates(crops: pl.DataFrame, duplicates: pl.DataFrame, verdicts: Ver
 
 
 def oriented(name: str, scores: np.ndarray) -> np.ndarray:
-    """Scores with the sign turned where lower is better, so that more is always better."""
+    """Scores of any shape with the sign turned where lower is better, so that more is always better."""
     return scores if higher_is_better(name) else -scores
 
 

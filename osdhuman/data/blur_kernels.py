@@ -1,6 +1,6 @@
 """Blur kernels of Real-ESRGAN: Gaussian, generalized Gaussian, plateau and sinc.
 
-Every kernel is a float64 tensor (size, size) on the CPU, of odd size, symmetric about its centre, with sum 1. Lengths
+Every kernel is a float64 tensor (size,size) on the CPU, of odd size, symmetric about its centre, with sum 1. Lengths
 are pixels, angles radians. Source: Wang et al., "Real-ESRGAN", ICCVW 2021, section 3.1 and 3.3.
 """
 

@@ -115,7 +115,7 @@ class TrainingImages(Dataset):
 
 @lru_cache(maxsize=2)  # a batch can lie across the border of two epochs
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The shuffle of 0..length-1 for one epoch, the same for the same (seed, epoch)."""
+    """The shuffle of 0..length-1 for one epoch, int64 of shape (length,), the same for the same (seed, epoch)."""
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 

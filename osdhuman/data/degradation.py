@@ -306,7 +306,7 @@ def rescale(image: Tensor, scale: float, mode: ResizeMode) -> Tensor:
 
 
 def add_noise(image: Tensor, recipe: OrderRecipe, rng: np.random.Generator) -> Tensor:
-    """Add Gaussian or Poisson noise, its own in each channel or the same in all (gray), and clamp to [0,1]."""
+    """Add Gaussian or Poisson noise to (1,3,H,W), one for each channel or one for all (gray); clamped to [0,1]."""
     if recipe.poisson:
         noise = poisson_noise(_luma(image) if recipe.gray else image, rng)
     else:
@@ -346,7 +346,7 @@ def sharpen(image: Tensor, weight: float = 0.5, threshold: float = 10 / 255) -> 
 
 
 def to_8_bits(image: Tensor) -> Tensor:
-    """[0,1] -> whole numbers 0..255, still as floats."""
+    """Any shape in [0,1] -> whole numbers 0..255, still as floats."""
     return (image * 255).round_().clamp_(0, 255)
 
 

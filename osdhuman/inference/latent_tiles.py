@@ -19,7 +19,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def gaussian_weights(height: int, width: int) -> Tensor:
-    """Weights (height, width), float64, largest in the middle, of variance 0.01 in units of the tile.
+    """Weights (height,width), float64, largest in the middle, of variance 0.01 in units of the tile.
 
     The vertical centre is half a pixel low, as in every published one-step restorer: kept for equal results.
     """

@@ -214,7 +214,7 @@ def draw_t(limits: tuple[int, int], z: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw_noise(z: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal noise, float32, in the shape of `z`."""
+    """Standard normal noise, float32, in the shape of `z` (B,C,h,w)."""
     return torch.randn(z.shape, generator=rng, device=z.device)
 
 

@@ -1,7 +1,7 @@
 """Distillation of ResShift into SinSR's one step, as a pure function.
 
 The student maps in both directions: told step T-1 it predicts the clean latent for a noisy one, told step 0 the noisy
-one for a clean latent.
+one for a clean latent. Latents are (B,3,h,w).
 """
 
 from typing import NamedTuple

@@ -17,7 +17,7 @@ from osdhuman.inference.tensors import restore_tensor
 from osdhuman.models.base import SD21_BASE, load_base
 from osdhuman.models.dual_prompt import load_dual_prompt
 from osdhuman.models.haodiff import HAODiffConfig, build_haodiff, read_unet_lora
-from osdhuman.restorers.osdhuman import OneStepSettings, generator_parts
+from osdhuman.restorers.one_step import OneStepSettings, generator_parts
 from osdhuman.restorers.weights import WeightFile, hashes, licences, require
 
 PROMPT_FILE, LORA_FILE = "img_encoder_weights.pth", "pytorch_lora_weights.safetensors"

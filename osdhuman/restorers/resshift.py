@@ -122,7 +122,7 @@ class ResShift:
 
 
 def filled_up(image: Tensor, multiple: int, least: int) -> Tensor:
-    """Repeat the last column and row until both sides are multiples of `multiple` and at least `least` pixels."""
+    """Repeat the last column and row of (B,3,H,W) up to multiples of `multiple`, at least `least` pixels a side."""
     below, right = (max(side + -side % multiple, least) - side for side in image.shape[-2:])
     return F.pad(image, (0, right, 0, below), mode="replicate")
 

@@ -73,7 +73,7 @@ def restore_pasd(
 
 
 def pasd_input(lq: Tensor, config: PASDConfig) -> Tensor:
-    """What the networks see: enlarged by `upscale`, its shorter side to `process_size`, resized to multiples of 8."""
+    """(B,3,H,W) for the networks: enlarged by `upscale`, shorter side `process_size`, sides multiples of 8."""
     height, width = lq.shape[-2:]
     image = resized(lq.float(), (height * config.upscale, width * config.upscale)).clamp(0, 1)
     size = at_least(tuple(image.shape[-2:]), config.process_size)
@@ -105,7 +105,7 @@ def sample_pasd(
 
 
 def pasd_start(networks: PASD, image: Tensor, generators: Sequence[torch.Generator], config: PASDConfig) -> Tensor:
-    """Noise, or the image's latent with noise of t = 999 and then once more with noise of `added_noise_level`."""
+    """(B,4,h,w): noise, or the image's latent with noise of t = 999, then with noise of `added_noise_level`."""
     if config.start == "noise":
         shape = (len(image), networks.unet.config.in_channels, *(side // 8 for side in image.shape[-2:]))
         return draw(generators, image.new_empty(shape))

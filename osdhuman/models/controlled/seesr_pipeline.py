@@ -68,7 +68,7 @@ def restore_seesr(
 
 
 def seesr_input(lq: Tensor, config: SeeSRConfig) -> Tensor:
-    """What the networks see: enlarged to `process_size` and by `upscale`, resized to multiples of 8."""
+    """What the networks see of (B,3,H,W): enlarged to `process_size` and by `upscale`, resized to multiples of 8."""
     height, width = at_least(tuple(lq.shape[-2:]), config.process_size // config.upscale)
     image = resized(lq.float(), (height, width)).clamp(0, 1)
     size = (height * config.upscale, width * config.upscale)

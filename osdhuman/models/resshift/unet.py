@@ -320,7 +320,7 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, window: int) -> Tensor:
-    """Undoes `to_windows`."""
+    """Undoes `to_windows`; any shape that it gives."""
     return windows.unflatten(3, (window, window)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
