@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toys import toy_base, toy_config
 
 from osdhuman.images import ImageError, StoredImage, read_image, resize, write_image
-from osdhuman.inference.config import RestoreConfig
+from osdhuman.inference.config import CallConfig, RestoreConfig
 from osdhuman.inference.folder import list_jobs, restore_files
 from osdhuman.inference.memory import Plan, estimate, make_plan
 from osdhuman.inference.tensors import in_float32, pad_to_multiple, restore_image, restore_tensor
@@ -214,6 +214,55 @@ def test_little_memory_gives_small_tiles():
 def test_much_memory_keeps_the_settings():
     config = RestoreConfig(memory=1000)
     assert make_plan(Echo(), (4, 3, 2048, 2048), config) == Plan(4, 1024, 768, 256, 1792)
+
+
+def by_hand(**plan) -> dict[str, float]:
+    """Bytes of `estimate` for Echo at 512 x 512 in float32, without what the image itself takes."""
+    estimated = estimate(Echo(), 512, 512, Plan(**({"batch": 1, "encoder": 512, "unet": 512, "overlap": 0} | plan)))
+    return {stage: need - 100 * 512 * 512 * plan.get("batch", 1) for stage, need in estimated.items()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        # peak * width of the stage's widest layer at full size * 4 bytes * 262,144 pixels, and below 512 / 4 = 128:
+        ("encoder", 6 * 8 * 4 * 262144 + 5 * 16 * 4 * 16384),  # ... + rest * deepest width * 4 bytes * 16,384 latents
+        ("decoder", 4 * 8 * 4 * 262144 + 9 * 16 * 4 * 16384),
+        ("unet", 62 * 8 * 4 * 262144 / 16),
+    ],
+)
+def test_the_need_of_a_stage_is_that_of_its_widest_layers(stage, expected):
+    assert by_hand(decoder=512)[stage] == expected
+
+
+def test_a_tile_counts_with_a_quarter_more_for_its_padding():
+    assert by_hand(encoder=256, decoder=512)["encoder"] == 6 * 8 * 4 * 1.25 * 256 * 256 + 5 * 16 * 4 * 16384
+
+
+def test_each_image_of_a_batch_takes_100_bytes_per_pixel():
+    one, two = (estimate(Echo(), 64, 64, Plan(n, 256, 256, 0, 256))["unet"] for n in (1, 2))
+    assert two - one == 100 * 4096 + 62 * 8 * 4 * 4096 / 16
+
+
+def test_half_precision_counts_three_bytes_per_value():
+    half = Echo()
+    half.vae.half()
+    needs = [estimate(g, 64, 64, Plan(1, 256, 256, 0, 256))["unet"] - 100 * 4096 for g in (half, Echo())]
+    assert needs[0] / needs[1] == 3 / 4
+
+
+def test_a_plan_takes_four_fifths_of_the_free_memory():
+    need = max(estimate(Echo(), 1024, 1024, Plan(1, 1024, 768, 256, 1792)).values()) / 2**30
+    plans = [make_plan(Echo(), (1, 3, 1024, 1024), CallConfig(memory=need / 0.8 * f)) for f in (1.001, 0.999)]
+    assert [plan.encoder for plan in plans] == [1024, 512]
+
+
+def test_an_image_that_cannot_fit_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr("osdhuman.inference.memory.free_memory", lambda device: 2**20)
+    generator = Echo()
+    with pytest.raises(MemoryError, match=r"512 x 512 pixels take about 0\.0 GiB even in tiles of 256"):
+        restore_tensor(generator, torch.rand(1, 3, 512, 512), PLAIN)
+    assert not generator.seen
 
 
 def test_a_tile_needs_less_than_the_whole():

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from osdhuman.config import Config, parse_config
+from osdhuman.image_files import MAX_PIXELS
 from osdhuman.inference.color_fix import ColorFix
 from osdhuman.machine import DtypeName
 
@@ -47,6 +48,7 @@ class FileConfig(Config):
     batch_size: int = Field(1, ge=1)
     format: Literal["png", "same"] = "png"
     overwrite: bool = False
+    max_pixels: int = Field(MAX_PIXELS, gt=0)  # of an input; larger images are refused before they are decoded
 
 
 class RestoreConfig(CallConfig, FileConfig):
@@ -58,6 +60,7 @@ ELSEWHERE = {  # settings that a call cannot act on, and what can
     "batch_size": "pass several images as one tensor (B,3,H,W)",
     "format": "a call returns what it was given; `restore` writes files",
     "overwrite": "a call writes no file; `restore` does",
+    "max_pixels": "a call takes an image that is decoded already",
 }
 
 

@@ -101,7 +101,7 @@ def restore_files(
             report.outdated.append(job.source)
     call = CallConfig(**config.model_dump(include=set(CallConfig.model_fields)))
     with tqdm(total=len(jobs), unit="image", desc="restoring", disable=not jobs) as bar:
-        for batch in _batches(jobs, config.batch_size, report):
+        for batch in _batches(jobs, config, report):
             _restore_batch(model.generator, batch, call, report, record)
             bar.update(len(report.restored) + len(report.failed) - bar.n)
             if report.full:
@@ -114,7 +114,9 @@ def restore_files(
 
 def _made_with(model: "OSDHuman", config: RestoreConfig) -> dict[str, Any]:
     """What a result depends on besides its input."""
-    settings = config.model_dump(mode="json", exclude={"memory", "batch_size", "format", "overwrite", "dtype"})
+    settings = config.model_dump(
+        mode="json", exclude={"memory", "batch_size", "format", "overwrite", "dtype", "max_pixels"}
+    )
     dtype = next(model.generator.parameters()).dtype
     return settings | {"model": model.identity, "dtype": str(dtype).removeprefix("torch.")}
 
@@ -222,12 +224,12 @@ class Record:
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
-def _batches(jobs: list[Job], size: int, report: Report) -> Iterator[list[tuple[Job, StoredImage]]]:
+def _batches(jobs: list[Job], config: RestoreConfig, report: Report) -> Iterator[list[tuple[Job, StoredImage]]]:
     """Read images and group them by size; few wait at a time, so that a folder of mixed sizes stays out of memory."""
-    waiting: dict[tuple[int, ...], list[tuple[Job, StoredImage]]] = {}
+    size, waiting = config.batch_size, dict[tuple[int, ...], list[tuple[Job, StoredImage]]]()
     for job in jobs:
         try:
-            image = read_image(job.source)
+            image = read_image(job.source, config.max_pixels)
         except ImageError as error:
             report.failed.append(error)
             continue

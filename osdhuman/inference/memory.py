@@ -56,6 +56,21 @@ def make_plan(generator: "Generator", shape: Sequence[int], config: CallConfig) 
     return plan
 
 
+def require_memory(generator: "Generator", height: int, width: int, config: CallConfig) -> None:
+    """Raise MemoryError if an input of `height` x `width` would not fit even in the smallest tiles.
+
+    The limit is the free memory, or `config.memory` where that is more.
+    """
+    height, width = height * config.upscale, width * config.upscale
+    needed = max(estimate(generator, height, width, Plan(1, MIN_TILE, MIN_TILE, 0, MIN_TILE)).values())
+    available = max(free_memory(generator.abar.device), (config.memory or 0) * 2**30)
+    if needed > available:
+        raise MemoryError(
+            f"{width} x {height} pixels take about {needed / 2**30:.1f} GiB even in tiles of {MIN_TILE}, "
+            f"{available / 2**30:.1f} GiB are free"
+        )
+
+
 def estimate(generator: "Generator", height: int, width: int, plan: Plan) -> dict[str, float]:
     """Bytes that each stage needs beyond the weights, from the widths of the networks.
 

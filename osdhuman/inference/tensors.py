@@ -24,7 +24,7 @@ from osdhuman.inference.vae_tiles import tiled_vae
 if TYPE_CHECKING:
     from osdhuman.models.generator import Generator
 from osdhuman.inference.config import MIN_TILE, CallConfig, call_config
-from osdhuman.inference.memory import Plan, free_cached, make_plan
+from osdhuman.inference.memory import Plan, free_cached, make_plan, require_memory
 from osdhuman.machine import out_of_memory
 
 
@@ -39,6 +39,7 @@ def restore_tensor(generator: "Generator", lq: Tensor, config: CallConfig | None
         raise ValueError(f"lq must be float (B,3,H,W) in [0,1], got {lq.dtype} {tuple(lq.shape)}")
     require_unit_range(lq, "lq")
     config = config or CallConfig()
+    require_memory(generator, *lq.shape[-2:], config)
     plan = make_plan(generator, lq.shape, config)
     while True:
         try:
