@@ -392,7 +392,7 @@ def test_two_inputs_of_one_stem_are_both_restored(folder, tmp_path):
 def test_results_of_other_settings_are_named(folder, tmp_path):
     restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
     report = restore_files(MODEL, [folder], tmp_path / "out", RestoreConfig(color_fix="off", upscale=2))
-    assert len(report.outdated) == 2 and "overwrite=true restores them again" in str(report)
+    assert len(report.outdated) == 2 and "upscale 1 there, 2 now" in str(report)
 
 
 def test_results_of_another_model_are_named(folder, tmp_path):
@@ -403,14 +403,35 @@ def test_results_of_another_model_are_named(folder, tmp_path):
 
 def test_results_of_the_same_settings_are_skipped_in_silence(folder, tmp_path):
     restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
-    assert restore_files(MODEL, [folder], tmp_path / "out", PLAIN).outdated == []
+    assert restore_files(MODEL, [folder], tmp_path / "out", PLAIN).outdated == {}
 
 
-def test_a_torn_record_costs_nothing(folder, tmp_path):
+def test_a_record_that_breaks_off_costs_its_last_line_only(folder, tmp_path):
     restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
-    record = tmp_path / "out" / ".restored.jsonl"
+    record = tmp_path / "out" / ".osdhuman.jsonl"
     record.write_text(record.read_text()[:-20])
-    assert restore_files(MODEL, [folder], tmp_path / "out", PLAIN).outdated == []
+    assert list(restore_files(MODEL, [folder], tmp_path / "out", PLAIN).outdated) == [folder / "sub" / "b.png"]
+
+
+def test_a_result_of_an_input_that_changed_is_named(folder, tmp_path):
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    write_image(folder / "a.png", StoredImage(torch.rand(3, 9, 9)))
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert report.outdated == {folder / "a.png": "the input has changed since"}
+
+
+def test_a_result_keeps_its_name_when_an_input_is_added(folder, tmp_path):
+    write_image(folder / "c.jpg", StoredImage(torch.rand(3, 8, 8)))
+    restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    write_image(folder / "c.png", StoredImage(torch.rand(3, 8, 8)))
+    report = restore_files(MODEL, [folder], tmp_path / "out", PLAIN)
+    assert report.restored == [folder / "c.png"] and names(tmp_path / "out")[1:3] == ["c.png", "c.png.png"]
+
+
+def test_names_that_look_like_results_are_kept_apart(folder, tmp_path):
+    for name in ("a.jpg", "a.jpg.png"):
+        write_image(folder / name, StoredImage(torch.rand(3, 8, 8)))
+    assert len(restore_files(MODEL, [folder], tmp_path / "out", PLAIN).restored) == 4
 
 
 def test_files_that_are_no_images_are_counted_and_listed(folder, tmp_path):

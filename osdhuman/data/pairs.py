@@ -7,7 +7,6 @@ not_frozen.jsonl.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from osdhuman.data.degradation import Degradation, DegradationConfig, to_8_bits
 from osdhuman.files import disk_is_full, file_sha256, printable, replacing
 from osdhuman.folders import Unlisted, list_images
 from osdhuman.images import ImageError, load_rgb, resize, save_png
+from osdhuman.result_names import result_names
 from osdhuman.resume import differences
 from osdhuman.summary import Summary
 
@@ -109,25 +109,15 @@ def centre_square(image: Tensor, size: int) -> Tensor:
 def find_sources(folder: Path, output: Path) -> tuple[dict[str, Path], list[Unlisted]]:
     """Output name -> image, for every image below `folder` but not below `output`; and what is not listed.
 
-    `a.jpg` becomes `a.png`. Where two images would share it, the PNG keeps the name and the others are written under
-    their full name: `a.jpg.png`. Raises FileNotFoundError if there is no image, ValueError where names still meet.
+    `a.jpg` becomes `a.png`; `result_names` says what becomes of several images that would share it. Raises
+    FileNotFoundError if there is no image.
     """
     images, unlisted = list_images(folder, skip=(output,))
     if not images:
         raise FileNotFoundError(f"no image in {printable(folder.absolute())}")
-    names = [image.relative_to(folder) for image in images]
-    wanted = Counter(name.with_suffix(".png") for name in names)
-    sources: dict[str, Path] = {}
-    for image, name in zip(images, names, strict=True):
-        short = name.with_suffix(".png")
-        result = (short if wanted[short] == 1 or name == short else name.with_name(f"{name.name}.png")).as_posix()
-        if result in sources:
-            raise ValueError(
-                f"{printable(sources[result])} and {printable(image)} would both be written as {printable(result)}; "
-                "rename one of them"
-            )
-        sources[result] = image
-    return sources, unlisted
+    by_name = {image.relative_to(folder): image for image in images}
+    results = result_names(by_name)
+    return {results[name].as_posix(): image for name, image in by_name.items()}, unlisted
 
 
 def freeze_all(folder: Path, output: Path, config: PairsConfig, frozen: FrozenSet) -> None:

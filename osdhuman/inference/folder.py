@@ -1,12 +1,10 @@
 """Restore files and folders of images into a folder.
 
-The folder keeps, in `.restored.jsonl`, from which input and with which settings each image was made. So the same
-command continues after a stop, and an image that was made with other settings is told apart.
+The folder keeps a record of what made each result (`record.py`). So the same command continues after a stop, and a
+result of another input or of other settings is told apart.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +13,15 @@ from osdhuman.files import disk_is_full, printable
 from osdhuman.folders import list_images
 from osdhuman.images import SUFFIXES, ImageError, StoredImage, read_image, write_image
 from osdhuman.inference.config import CallConfig, RestoreConfig
+from osdhuman.inference.record import Record
 from osdhuman.inference.tensors import restore_stored
-from osdhuman.summary import Summary
+from osdhuman.result_names import as_png, result_names
+from osdhuman.summary import SHOWN, Summary
 
 if TYPE_CHECKING:
     from osdhuman.models.generator import Generator
     from osdhuman.pretrained import OSDHuman
 
-RECORD = ".restored.jsonl"
 LIST = "not_restored.jsonl"  # beside the restored images: every input without a result, with its reason
 
 
@@ -40,7 +39,7 @@ class Report:
 
     restored: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
-    outdated: list[Path] = field(default_factory=list)  # skipped, but made from another input or with other settings
+    outdated: dict[Path, str] = field(default_factory=dict)  # skipped, but not made by this run, and why
     failed: list[ImageError] = field(default_factory=list)
     unlisted: Summary = field(default_factory=Summary)  # files of a folder that are no images
     frames: dict[Path, int] = field(default_factory=dict)  # files with several images, of which the first is restored
@@ -59,11 +58,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{len(self.restored)} restored, {len(self.skipped)} skipped, {len(self.failed)} failed"]
         if self.outdated:
-            names = ", ".join(map(printable, self.outdated[:5])) + ", ..." * (len(self.outdated) > 5)
-            lines.append(
-                f"{len(self.outdated)} of the skipped were made from another input or with other settings "
-                f"(overwrite=true restores them again): {names}"
-            )
+            lines.append(f"{len(self.outdated)} of the skipped differ (overwrite=true restores them again):")
+            lines += [f"  {printable(path)}: {why}" for path, why in list(self.outdated.items())[:SHOWN]]
         if self.frames:
             names = ", ".join(f"{printable(path)} ({count})" for path, count in list(self.frames.items())[:5])
             lines.append(f"{len(self.frames)} files hold several images, the first was restored: {names}")
@@ -92,13 +88,13 @@ def restore_files(
         raise ValueError(f"output {printable(output)} is a file, but a folder is needed")
     record = Record(output, _made_with(model, config))
     jobs = []
-    for job in list_jobs(inputs, output, config.format, report.unlisted):
+    for job in list_jobs(inputs, output, config.format, report.unlisted, record.sources()):
         if not job.target.exists() or config.overwrite:
             jobs.append(job)
             continue
         report.skipped.append(job.source)
-        if not record.agrees(job):
-            report.outdated.append(job.source)
+        if why := record.why_other(job.source, job.target):
+            report.outdated[job.source] = why
     call = CallConfig(**config.model_dump(include=set(CallConfig.model_fields)))
     with tqdm(total=len(jobs), unit="image", desc="restoring", disable=not jobs) as bar:
         for batch in _batches(jobs, config, report):
@@ -125,27 +121,44 @@ def _made_with(model: "OSDHuman", config: RestoreConfig) -> dict[str, Any]:
 
 
 def list_jobs(
-    inputs: Iterable[str | Path], output: Path, format: str = "png", unlisted: Summary | None = None
+    inputs: Iterable[str | Path],
+    output: Path,
+    format: str = "png",
+    unlisted: Summary | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> list[Job]:
     """Every image to restore and where it goes; what a folder holds besides images goes to `unlisted`.
 
-    The result of `a.jpg` is `a.png`. Where two inputs would share it, the PNG keeps the name and the others are written
-    under their full name: `a.jpg.png`. Raises ValueError as `restore_files` says.
+    The result of `a.jpg` is `a.png`; `result_names` says what becomes of several inputs that would share it. `known`
+    are the results of earlier runs: name below `output` -> absolute input. Raises ValueError as `restore_files` says.
     """
-    sources: dict[Path, tuple[Path, Path]] = {}  # by real path, so that a file named twice is done once
+    sources: dict[Path, Path] = {}  # name below its root -> input
+    seen: set[Path] = set()  # real paths, so that a file named twice is done once
     for root in map(Path, inputs):
         if not root.exists():
             raise ValueError(f"input {printable(root)} does not exist")
         for path in _images(root, output, unlisted):
             name = path.relative_to(root) if root.is_dir() else Path(path.name)
-            sources.setdefault(path.resolve(), (path, name))
-    wanted = Counter(_result_name(name, format) for _, name in sources.values())
-    jobs = [
-        Job(path, output / _distinct_name(name, format, wanted[_result_name(name, format)] > 1))
-        for path, name in sources.values()
-    ]
-    _check_targets(jobs)
+            if path.resolve() in seen:
+                continue
+            if name in sources:
+                raise ValueError(
+                    f"{printable(sources[name])} and {printable(path)} would both be written to {printable(name)}: "
+                    "restore them into different folders"
+                )
+            seen.add(path.resolve())
+            sources[name] = path
+    results = result_names(sources, lambda name: _wanted(name, format), _known(sources, known or {}))
+    jobs = [Job(source, output / results[name]) for name, source in sources.items()]
+    _refuse_inputs_as_targets(jobs)
     return jobs
+
+
+def _known(sources: Mapping[Path, Path], known: Mapping[str, str]) -> dict[Path, Path]:
+    """Name below its root -> name of its result, for the inputs of earlier runs."""
+    results = {source: Path(target) for target, source in known.items()}
+    found = {name: results.get(str(source.resolve())) for name, source in sources.items()}
+    return {name: result for name, result in found.items() if result is not None}
 
 
 def _images(root: Path, output: Path, unlisted: Summary | None) -> list[Path]:
@@ -161,64 +174,19 @@ def _images(root: Path, output: Path, unlisted: Summary | None) -> list[Path]:
     return images
 
 
-def _result_name(name: Path, format: str) -> Path:
-    keep = format == "same" and name.suffix.lower() in SUFFIXES
-    return name if keep else name.with_suffix(".png")
+def _wanted(name: Path, format: str) -> Path:
+    keeps = format == "same" and name.suffix.lower() in SUFFIXES
+    return name if keeps else as_png(name)
 
 
-def _distinct_name(name: Path, format: str, shared: bool) -> Path:
-    result = _result_name(name, format)
-    return result if not shared or result == name else name.with_name(f"{name.name}.png")
-
-
-def _check_targets(jobs: list[Job]) -> None:
+def _refuse_inputs_as_targets(jobs: list[Job]) -> None:
     sources = {job.source.resolve() for job in jobs}
-    taken: dict[Path, Path] = {}
     for job in jobs:
-        target = job.target.resolve()
-        if target in sources:
+        if job.target.resolve() in sources:
             raise ValueError(
                 f"{printable(job.source)} would be written over the input {printable(job.target)}: choose another "
                 "output folder"
             )
-        if target in taken:
-            raise ValueError(
-                f"{printable(taken[target])} and {printable(job.source)} would both be written to "
-                f"{printable(job.target)}: restore them into different folders, or rename one"
-            )
-        taken[target] = job.source
-
-
-class Record:
-    """Which input and settings made each image of an output folder: one line per image, the last one counts."""
-
-    def __init__(self, output: Path, made_with: dict[str, Any]) -> None:
-        self.output, self.made_with = output, made_with
-        self.known: dict[str, dict] = {}
-        path = output / RECORD
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                self.known[entry["file"]] = entry
-            except (ValueError, KeyError, TypeError):  # the torn line of a killed run
-                continue
-
-    def agrees(self, job: Job) -> bool:
-        """Whether an existing result was made from this input with these settings; unknown ones are taken as such."""
-        known = self.known.get(self._name(job))
-        return known is None or known == self._entry(job)
-
-    def note(self, job: Job) -> None:
-        """Write that a result was made."""
-        with (self.output / RECORD).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._entry(job)) + "\n")
-
-    def _name(self, job: Job) -> str:
-        return printable(job.target.relative_to(self.output))
-
-    def _entry(self, job: Job) -> dict[str, Any]:
-        return {"file": self._name(job), "source": printable(job.source.name), "made_with": self.made_with}
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
@@ -261,7 +229,7 @@ def _restore_batch(
     for (job, _), image in zip(batch, images, strict=True):
         try:
             write_image(job.target, image)
-            record.note(job)
+            record.add(job.source, job.target)
             report.restored.append(job.source)
         except (ImageError, OSError) as error:
             reason = error.reason if isinstance(error, ImageError) else str(error)
