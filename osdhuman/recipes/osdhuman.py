@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from osdhuman.inference.config import RestoreConfig
+from osdhuman.inference.config import CallConfig
 from osdhuman.models.build import OSDHumanConfig
 from osdhuman.models.diffusion import add_noise
 from osdhuman.models.generator import Restoration
@@ -43,7 +43,7 @@ class OSDHumanTraining(TrainConfig):
 
     model: OSDHumanConfig = OSDHumanConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
-    restore: RestoreConfig = RestoreConfig()  # how validation restores: tiles, colour fix
+    restore: CallConfig = CallConfig()  # how validation restores: tiles, colour fix
 
     perceptual: PerceptualName = "lpips"
     lambda_lpips: float = Field(2.0, ge=0)  # Eq. 4, lambda_1: of the perceptual term, whichever it is
