@@ -86,6 +86,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dump_config(config), end="")
         return 0
+    arguments.out = config.out
     account = run(config)
     print(summary(account, config.out))
     print(f"PERSONA is in {config.out / 'persona'}")
@@ -94,10 +95,11 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
 def run_progress(arguments: argparse.Namespace) -> str:
     """What a stopped run has done."""
-    from osdhuman.curate.config import HQACFConfig
+    if "out" not in arguments:  # stopped among the imports, which must not be begun again now
+        return "nothing was begun and the same command starts it"
     from osdhuman.curate.pipeline import progress
 
-    return progress(load_config(HQACFConfig, arguments.config, arguments.overrides).out)
+    return progress(arguments.out)
 
 
 def continues(arguments: argparse.Namespace) -> str:
