@@ -7,7 +7,7 @@ import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import psutil
 import torch
@@ -94,6 +94,8 @@ def find_dtype(name: "DtypeName | torch.dtype", device: str | torch.device) -> t
     """
     if isinstance(name, torch.dtype):
         return name
+    if name not in get_args(DtypeName):
+        raise ValueError(f"dtype must be a torch dtype or one of {', '.join(get_args(DtypeName))}, got {name!r}")
     if name == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     if name == "bfloat16" and not has_fast_bfloat16(device):

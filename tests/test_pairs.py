@@ -102,6 +102,15 @@ def test_other_settings_need_another_folder(degrade, capsys):
     assert (degrade("--seed", "1"), "other settings (seed: 0 -> 1)" in capsys.readouterr().err) == (2, True)
 
 
+def test_a_folder_without_a_pair_takes_other_settings(degrade):
+    assert (degrade("--size", "4096"), degrade("--size", "48")) == (1, 0)
+
+
+def test_an_output_that_is_a_file_is_named(degrade, out, capsys):
+    out.touch()
+    assert (degrade(), "is a file, but a folder is needed" in capsys.readouterr().err) == (2, True)
+
+
 def test_a_pair_of_another_image_is_not_taken_for_a_new_one(degrade, photos, capsys):
     os.link(photos / "sub" / "one.png", photos / "a.jpg")
     degrade()

@@ -19,6 +19,7 @@ from osdhuman.inference.config import CallConfig, RestoreConfig
 from osdhuman.inference.folder import list_jobs, restore_files
 from osdhuman.inference.memory import Plan, estimate, make_plan
 from osdhuman.inference.tensors import in_float32, pad_to_multiple, restore_image, restore_tensor
+from osdhuman.machine import find_dtype
 from osdhuman.models.build import build_generator
 from osdhuman.models.generator import Generator
 
@@ -558,3 +559,12 @@ def test_exit_code_is_0_otherwise(script, folder, tmp_path):
 def test_a_wrong_setting_is_explained(script, folder, tmp_path, capsys):
     assert script([str(folder), "--output", str(tmp_path / "out"), "upscal=2"]) == 2
     assert "did you mean 'upscale'" in capsys.readouterr().err
+
+
+def test_a_half_precision_tensor_comes_back_as_one():
+    assert restore_image(Echo(), torch.rand(3, 8, 8).half()).dtype == torch.float16
+
+
+def test_an_unknown_dtype_is_an_error_that_names_the_known_ones():
+    with pytest.raises(ValueError, match="dtype must be a torch dtype or one of auto, float32"):
+        find_dtype("float13", "cpu")

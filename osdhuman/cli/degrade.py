@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 def freeze_set(args: argparse.Namespace, frozen: FrozenSet) -> int:
     """Freeze every pair that is not there yet."""
     config = read_settings(args)
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"output {printable(args.output)} is a file, but a folder is needed")
     frozen.records |= read_manifest(args.output, config) or {}
     args.output.mkdir(parents=True, exist_ok=True)
     with exclusive(args.output):

@@ -199,6 +199,8 @@ def read_manifest(output: Path, config: PairsConfig) -> dict[str, dict[str, str]
             f"{printable(path)} is damaged ({type(error).__name__}: {error}); remove it, and the same command makes it "
             "again from the pairs"
         ) from None
+    if not manifest["pairs"] and not any(output.glob("[hl]q/**/*.png")):
+        return {}  # nothing was made with the other settings
     now = config.recorded()
     changed = [f"{key}: {old} -> {new}" for key, old, new in differences({k: manifest.get(k) for k in now}, now)]
     if changed:

@@ -113,7 +113,7 @@ def restore_image(generator: "Generator", image: Any, **settings: Any) -> Any:
     config = call_config(settings)
     if isinstance(image, Tensor):
         batch = image if image.ndim == 4 else image[None]
-        restored = restore_tensor(generator, batch, config)
+        restored = restore_tensor(generator, batch, config).to(image.dtype)
         return restored if image.ndim == 4 else restored[0]
     [restored] = restore_stored(generator, [to_stored(image)], config)
     return from_stored(restored, image)
