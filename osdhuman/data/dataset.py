@@ -211,7 +211,7 @@ def _begin_worker(worker: int, ending: Any) -> None:
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    torch.set_num_threads(1)  # OpenCV's threads stay alone: to set their number after a fork can wait for ever
+    torch.set_num_threads(1)  # OpenCV's threads stay alone: setting their number after a fork may wait for ever
 
 
 def _size(image: Tensor) -> str:
