@@ -1,6 +1,8 @@
 """HQ-ACF from end to end on drawn pictures: what is accounted for, what a stop costs, what is refused."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -253,20 +255,34 @@ def test_a_killed_driver_costs_nothing(root, tmp_path):
     assert same_results(tmp_path / "out", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_run_ends_with_one_line_and_leaves_nothing_unfinished(root, tmp_path, number, code):
+    driver = start_driver(root, tmp_path / "out")
+    wait_for(lambda: any((tmp_path / "out" / "crops").glob("0*")), driver)
+    os.killpg(driver.pid, number)  # to driver and workers, as a terminal does
+    _, errors = driver.communicate(timeout=30)
+    (line,) = errors.decode().splitlines()
+    assert driver.returncode == code and "the same command continues" in line and "cut" in line
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
 def start_driver(root: Path, out: Path) -> subprocess.Popen:
     """A run on local processes in a process of its own. Its worker imports the file too, and so gets the toys."""
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import osdhuman.curate.pipeline as pipeline, osdhuman.curate.passes as passes, osdhuman.curate.score as score
 import test_pipeline as toys
+from osdhuman.cli.command import run_command
 from pathlib import Path
 pipeline.load_scorers = score.load_scorers = toys.toy_scorers
 pipeline.build_detector = passes.build_detector = toys.toy_detector
 if __name__ == "__main__":
-    pipeline.run(toys.toy_config(Path({str(root)!r}), Path({str(out)!r}), engine={{"workers": 1}}))
+    config = toys.toy_config(Path({str(root)!r}), Path({str(out)!r}), engine={{"workers": 1}})
+    work = lambda: pipeline.run(config) and 0
+    sys.exit(run_command("hq_acf", work, lambda: pipeline.progress(config.out)))
 """
     (out.parent / "driver.py").write_text(code)
-    return subprocess.Popen([sys.executable, out.parent / "driver.py"], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, out.parent / "driver.py"], stderr=subprocess.PIPE, start_new_session=True)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
@@ -354,6 +370,12 @@ def test_a_name_that_is_too_long_is_a_fault_of_its_record(root, tmp_path):
     source = {"format": "coco", "images": "images", "annotations": ["instances.json"], "split": "test"}
     account = pipeline.run(toy_config(tmp_path / "data", tmp_path / "out", **lone_source(**source)))
     assert account["images"] == {"in": 2, "kept": 1, "dropped": {Reason.UNREADABLE: 1}}
+
+
+def test_a_file_where_the_run_folder_should_be_is_refused(root, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="out is a file; name a folder"):
+        pipeline.run(toy_config(root, tmp_path / "out"))
 
 
 def test_two_runs_cannot_work_in_one_folder(root, tmp_path):

@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 SETTINGS, INTERRUPTED, TERMINATED = 2, 130, 143  # exit codes
 
@@ -51,6 +52,21 @@ def _missing_extra(error: Exception, command: str) -> str | None:
         return None
     own = "curate" if command == "hq_acf" else command
     return f"{library} is not installed; pip install 'osdhuman[{own if own in extras else extras[0]}]'"
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block ends; for imports, as an interrupted one of torch may crash."""
+    received: list[int] = []
+    stopping = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in stopping}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _end(message: str, code: int) -> int:

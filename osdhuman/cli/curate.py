@@ -9,9 +9,10 @@ python scripts/hq_acf.py rebuild MANIFEST OUTPUT coco=/data/coco/train2017 ...  
 import argparse
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
-from osdhuman.cli.command import run_command
+from osdhuman.cli.command import deferred, run_command
 from osdhuman.config import dump_config, load_config
 
 
@@ -24,13 +25,15 @@ def main() -> int:
 
 
 def do(arguments: argparse.Namespace) -> int:
-    """Run one subcommand; expected errors become ValueErrors. Imports take seconds: here Ctrl-C ends them too."""
-    import duckdb
-    import polars as pl
+    """Run one subcommand; its expected errors become ValueErrors."""
+    with deferred():
+        import duckdb
+        import polars as pl
 
-    from osdhuman.curate.engines import ShardError
-    from osdhuman.metrics.weights import MetricUnavailable
+        from osdhuman.curate.engines import ShardError
+        from osdhuman.metrics.weights import MetricUnavailable
 
+        import_module(arguments.module)
     try:
         return arguments.command(arguments)
     except (MetricUnavailable, ShardError) as error:
@@ -48,12 +51,12 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     run.add_argument("--config", help="YAML file of settings")
     run.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as cut.min_side=200")
-    run.set_defaults(command=run_pipeline, progress=run_progress)
+    run.set_defaults(module="osdhuman.curate.pipeline", command=run_pipeline, progress=run_progress)
 
     tags = commands.add_parser("tags", help="tag PERSONA train by RAM++ into OUT/tags")
     tags.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
     tags.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as checkpoint= and tag_list=")
-    tags.set_defaults(command=tag_persona, progress=continues)
+    tags.set_defaults(module="osdhuman.curate.tags", command=tag_persona, progress=continues)
 
     report = commands.add_parser("report", help="Table 1, Figs. 1, 6 and 7, survivors, as PNG, PDF and one HTML page")
     report.add_argument("out", type=Path, metavar="OUT", help="folder of a finished run")
@@ -63,14 +66,14 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     report.add_argument("--categories", type=Path, help="CSV of tag,category in place of the package's own map")
     report.add_argument("--whole", type=int, default=0, metavar="N", help="also score N whole images of each source")
     report.add_argument("--device", default="cpu")
-    report.set_defaults(command=write_report, progress=continues)
+    report.set_defaults(module="osdhuman.curate.report.report", command=write_report, progress=continues)
 
     rebuild = commands.add_parser("rebuild", help="PERSONA from a manifest and local copies of the sources")
     rebuild.add_argument("manifest", type=Path, metavar="MANIFEST")
     rebuild.add_argument("output", type=Path, metavar="OUTPUT")
     rebuild.add_argument("roots", nargs="+", metavar="SOURCE=FOLDER", help="where the images of each source are")
     rebuild.add_argument("--workers", type=int, default=1, help="processes")
-    rebuild.set_defaults(command=rebuild_persona, progress=continues)
+    rebuild.set_defaults(module="osdhuman.curate.rebuild", command=rebuild_persona, progress=continues)
 
     named = words[:1] and words[0] in (*commands.choices, "-h", "--help")
     return parser.parse_args(words if named else ["run", *words])
@@ -95,7 +98,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
 def run_progress(arguments: argparse.Namespace) -> str:
     """What a stopped run has done."""
-    if "out" not in arguments:  # stopped among the imports, which must not be begun again now
+    if "out" not in arguments:
         return "nothing was begun and the same command starts it"
     from osdhuman.curate.pipeline import progress
 

@@ -16,7 +16,7 @@ from osdhuman.files import replacing
 BLOCK = 32  # shards that are joined at a time: memory holds a block and the selection, never the manifest
 DIGESTS = pl.Schema({"id": pl.String, "crop_sha256": pl.String})
 FAULT_KINDS = 10  # how many of them the summary shows
-VALUE = re.compile(r"['\"\d{\[]")
+VALUE = re.compile(r"['\"{\[]|(?<![\w-])\d")  # where a fault begins to quote
 ORDER = {str(reason): place for place, reason in enumerate(Reason)}
 
 

@@ -47,6 +47,8 @@ def run(config: HQACFConfig) -> dict:
     config = config.absolute()
     if not is_decided(config):
         check_networks(config)
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"out={config.out} is a file; name a folder, which is made if it does not exist")
     config.out.mkdir(parents=True, exist_ok=True)
     with exclusive(config.out, "wait until it ends, or choose out=..."):
         claim(config)
