@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from osdhuman.models.diffusion import x0_from_noise
+from osdhuman.models.samplers import guided
 
 Blend = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # (noise of a tile, whole latent) -> noise of the whole
 
@@ -91,8 +92,7 @@ class Generator(nn.Module):
         if self.guidance <= 1:
             return self._predict(z_lq, positive)
         both = self._predict(torch.cat([z_lq, z_lq]), torch.cat([negative, positive]))
-        negative, positive = both.chunk(2)
-        return negative + self.guidance * (positive - negative)
+        return guided(*both.chunk(2), self.guidance)
 
     def _predict(self, z_lq: Tensor, prompt: Tensor) -> Tensor:
         t = torch.full((len(z_lq),), self.timestep, device=z_lq.device)

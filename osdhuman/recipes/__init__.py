@@ -1,13 +1,12 @@
 """Recipes: how each method is trained, by name. Importing this package loads none of them."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 
 from pydantic import ConfigDict
 
 from osdhuman.config import Config, load_config
+from osdhuman.registry import find_class
 from osdhuman.train.config import TrainConfig
 from osdhuman.train.recipe import Recipe
 
@@ -25,12 +24,7 @@ class _Choice(Config):
 
 def find_recipe(name: str) -> type[Recipe]:
     """The class of a registered recipe. Raises ValueError with the nearest name."""
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RECIPES)}"
-        raise ValueError(f"unknown recipe {name!r}; {hint}")
-    module, _, kind = RECIPES[name].partition(":")
-    return getattr(import_module(module), kind)
+    return find_class(name, RECIPES, "recipe")
 
 
 def load_training(path: str | Path | None = None, overrides: Iterable[str] = ()) -> TrainConfig:

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from osdhuman.models.diffusion import x0_from_noise
+from osdhuman.models.samplers import guided
 
 VSDForm = Literal["x0", "noise"]
 
 
 def classifier_free_guidance(negative: Tensor, positive: Tensor, scale: float) -> Tensor:
     """`negative + scale * (positive - negative)`, in float32; scale 1 gives `positive`."""
-    return negative.float() + scale * (positive.float() - negative.float())
+    return guided(negative.float(), positive.float(), scale)
 
 
 def vsd_direction(

@@ -7,11 +7,10 @@ A method is one file here and one line in `RESTORERS`. Importing this package lo
 """
 
 from collections.abc import Sequence
-from difflib import get_close_matches
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from osdhuman.config import parse_config
+from osdhuman.registry import find_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +58,7 @@ class Restorer(Protocol):
 
 def find_restorer(name: str) -> type:
     """The class of a registered restorer, its settings in `.Settings`. Raises ValueError with the nearest name."""
-    if name not in RESTORERS:
-        near = get_close_matches(name, RESTORERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RESTORERS)}"
-        raise ValueError(f"unknown restorer {name!r}; {hint}")
-    module, _, kind = RESTORERS[name].partition(":")
-    return getattr(import_module(module), kind)
+    return find_class(name, RESTORERS, "restorer")
 
 
 def load_restorer(name: str, **settings: Any) -> Restorer:
